@@ -1,0 +1,125 @@
+"""Which feature belongs to which tower: the :class:`TowerPlan` and its YAML file.
+
+Models build their towers from a plan, strategies place them on hosts, and the partitioner writes plans;
+so the plan itself lives here, below all three.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from dmt.errors import UserInputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerPlan:
+    """An assignment of every categorical feature to exactly one tower (paper section 3.3).
+
+    Args:
+        towers: feature names of each tower. The order of towers is the order of their outputs; the order
+            inside a tower is the order in which its tower module sees the features.
+        method: how the plan was made: ``"manual"``, ``"strided"``, ``"flat"``, ...
+
+    Raises:
+        UserInputError: there is no tower, a tower is empty, or a feature is listed twice.
+
+    Example:
+        >>> TowerPlan.strided(["a", "b", "c", "d", "e"], num_towers=2).towers
+        (('a', 'c', 'e'), ('b', 'd'))
+    """
+
+    towers: Sequence[Sequence[str]]
+    method: str = "manual"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "towers", tuple(tuple(tower) for tower in self.towers))
+        if not self.towers:
+            raise UserInputError("tower plan: it lists no towers; give at least one")
+        seen: dict[str, int] = {}
+        for index, tower in enumerate(self.towers):
+            if not tower:
+                raise UserInputError(f"tower plan: tower {index} has no features; give it some or remove it")
+            for feature in tower:
+                if feature in seen:
+                    raise UserInputError(
+                        f"tower plan: feature {feature!r} is in tower {seen[feature]} and again in tower "
+                        f"{index}; list each feature once"
+                    )
+                seen[feature] = index
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """All features, tower after tower."""
+        return tuple(feature for tower in self.towers for feature in tower)
+
+    @classmethod
+    def strided(cls, features: Sequence[str], *, num_towers: int) -> "TowerPlan":
+        """Feature ``i`` goes to tower ``i mod num_towers``: the paper's naive baseline (section 5.3).
+
+        Raises:
+            UserInputError: fewer than one tower, or more towers than features.
+        """
+        if not 1 <= num_towers <= len(features):
+            raise UserInputError(
+                f"num_towers={num_towers}: {len(features)} features fill between 1 and {len(features)} "
+                "towers; choose a number in that range"
+            )
+        return cls(towers=[features[t::num_towers] for t in range(num_towers)], method="strided")
+
+    def check_features(self, features: Sequence[str]) -> None:
+        """Raise unless the plan covers exactly ``features``.
+
+        Raises:
+            UserInputError: a feature of the data is in no tower, or the plan names a column that the
+                data does not have.
+        """
+        missing = [name for name in features if name not in self.feature_names]
+        if missing:
+            raise UserInputError(
+                f"tower plan: feature{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} of the data "
+                "in no tower; add each to one tower"
+            )
+        unknown = [name for name in self.feature_names if name not in features]
+        if unknown:
+            raise UserInputError(
+                f"tower plan: the data has no categorical column {', '.join(map(repr, unknown))}; its columns "
+                f"are {', '.join(features)}"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as YAML."""
+        data = {"method": self.method, "towers": [list(tower) for tower in self.towers]}
+        Path(path).write_text(yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TowerPlan":
+        """Read a plan from a YAML file with a ``towers`` list of lists of feature names.
+
+        Raises:
+            UserInputError: the file is missing, is not YAML, or does not hold a plan.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserInputError(f"tower plan {path}: no such file; give the path of a TowerPlan YAML file")
+        try:
+            data = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            reason = str(error).splitlines()[0]
+            raise UserInputError(f"tower plan {path}: not a YAML file ({reason}); fix or rewrite it") from error
+        towers = data.get("towers") if isinstance(data, dict) else None
+        if not isinstance(towers, list) or not all(
+            isinstance(tower, list) and all(isinstance(name, str) for name in tower) for tower in towers
+        ):
+            raise UserInputError(
+                f"tower plan {path}: needs a key 'towers' with a list of lists of column names, "
+                "for example towers: [[C1, C3], [C2, C4]]"
+            )
+        unknown = sorted(set(data) - {"towers", "method"})
+        if unknown:
+            raise UserInputError(f"tower plan {path}: unknown key {unknown[0]!r}; the keys are towers and method")
+        try:
+            return cls(towers=towers, method=str(data.get("method", "manual")))
+        except UserInputError as error:
+            raise UserInputError(f"{path}: {error}") from error
