@@ -1,0 +1,19 @@
+"""Click logs as Lightning DataModules, in global batches that do not depend on the number of ranks."""
+
+from dmt.datamodules.arrays import ClickArrays
+from dmt.datamodules.encoder import TabularEncoder
+from dmt.datamodules.loader import ClickLoader, EvaluationLoader, GlobalBatchSampler
+from dmt.datamodules.module import ClickDataModule
+from dmt.datamodules.synthetic import SyntheticClicks
+from dmt.datamodules.tabular import TabularClicks
+
+__all__ = [
+    "ClickArrays",
+    "ClickDataModule",
+    "ClickLoader",
+    "EvaluationLoader",
+    "GlobalBatchSampler",
+    "SyntheticClicks",
+    "TabularClicks",
+    "TabularEncoder",
+]

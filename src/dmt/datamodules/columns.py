@@ -1,0 +1,124 @@
+"""Raw columns of any file to one form: categories as text, numbers as float64, labels as 0 and 1."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from dmt.errors import UserInputError
+from dmt.schema import CategoricalFeature, FeatureSchema
+
+TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
+# Beyond this, a float64 is always whole, and its digits are no longer those of an int64.
+LARGEST_WHOLE = 2.0**53
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """Which columns of a file are what.
+
+    Raises:
+        UserInputError: a column is named twice, no categorical column is named, or one has a name that
+            cannot name an embedding table.
+    """
+
+    categorical: Sequence[str]
+    numeric: Sequence[str]
+    label: str
+
+    def __post_init__(self) -> None:
+        for option, names in (("categorical", self.categorical), ("numeric", self.numeric)):
+            if isinstance(names, str):
+                raise UserInputError(f"{option}={names}: give a list of column names, for example [{names}]")
+        # A schema of any size says what is wrong with the names, before any file is read.
+        FeatureSchema(
+            categorical=[CategoricalFeature(name=name, num_embeddings=1) for name in self.categorical],
+            dense=self.numeric,
+        )
+        if self.label in [*self.categorical, *self.numeric]:
+            raise UserInputError(f"label={self.label}: also listed as a feature; remove it from the features")
+
+    @property
+    def all(self) -> list[str]:
+        """Every column to read."""
+        return [*self.categorical, *self.numeric, self.label]
+
+
+def count_categories(column: pl.Series) -> pl.DataFrame:
+    """The distinct values of a column and their categories.
+
+    The same category has the same text whatever the type of the column: whole floats lose their ``.0``, also
+    when they are text already, as in a CSV file, and ``true`` and ``false`` are in lower case.
+
+    Returns:
+        A frame of ``value`` (as in the column), ``category`` (text; null if missing: null, NaN, empty text)
+        and ``count``. Several values may be of one category.
+
+    Raises:
+        UserInputError: the column is neither text nor integer, float or boolean.
+    """
+    dtype = column.dtype
+    is_plain = dtype in TEXT_TYPES or dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
+    if not is_plain:
+        raise UserInputError(_unsupported_type(column, "text, integer, float or boolean"))
+    # Text is made of the distinct values alone: of all rows it would take most of the time of a preparation.
+    counts = column.alias("value").value_counts(name="count")
+    return counts.with_columns(_category(pl.col("value"), counts["value"].dtype).alias("category"))
+
+
+def _category(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """The text that a value of any type has as a category."""
+    if dtype in TEXT_TYPES:
+        text = value.cast(pl.String)
+        lower = text.str.to_lowercase()
+        whole = text.str.replace(r"^(-?\d+)\.0+$", "${1}")
+        return pl.when(text == "").then(None).when(lower.is_in(["true", "false"])).then(lower).otherwise(whole)
+    if dtype.is_float() or dtype.is_decimal():
+        number = value.cast(pl.Float64) if dtype.is_decimal() else value
+        is_whole = (number == number.floor()) & (number.abs() < LARGEST_WHOLE)
+        whole = number.cast(pl.Int64, strict=False).cast(pl.String)
+        return pl.when(number.is_nan()).then(None).when(is_whole).then(whole).otherwise(number.cast(pl.String))
+    return value.cast(pl.String)
+
+
+def to_number(column: pl.Series) -> pl.Series:
+    """A column as float64, null where missing (null, NaN, infinite, empty text).
+
+    Raises:
+        UserInputError: the column is not of numbers, or is text and a value is not a number.
+    """
+    dtype = column.dtype
+    if dtype in TEXT_TYPES:
+        text = column.cast(pl.String).str.strip_chars().replace("", None)
+        plain = text.str.to_lowercase().replace({"true": "1", "false": "0"})
+        number = plain.cast(pl.Float64, strict=False)
+        is_bad = number.is_null() & text.is_not_null()
+        if is_bad.any():
+            bad = text.filter(is_bad)[0]
+            raise UserInputError(f"column {column.name!r}: {bad!r} is not a number; correct it")
+    elif dtype.is_numeric() or dtype in (pl.Boolean, pl.Null):
+        number = column.cast(pl.Float64)
+    else:
+        raise UserInputError(_unsupported_type(column, "numbers"))
+    return number.set(~number.is_finite(), None)
+
+
+def to_label(column: pl.Series) -> pl.Series:
+    """A column of labels as uint8.
+
+    Raises:
+        UserInputError: a label is missing or is neither 0 nor 1.
+    """
+    number = to_number(column)
+    is_good = number.is_in([0.0, 1.0]).fill_null(False)
+    if not is_good.all():
+        row = (~is_good).arg_true()[0]
+        found = "is missing" if column[row] is None else f"is {column[row]}"
+        raise UserInputError(f"column {column.name!r}: the label of row {row + 1} {found}; labels must be 0 or 1")
+    return number.cast(pl.UInt8)
+
+
+def _unsupported_type(column: pl.Series, wanted: str) -> str:
+    if isinstance(column.dtype, pl.List | pl.Array):
+        return f"column {column.name!r}: holds lists; multi-hot columns are not supported yet, leave it out"
+    return f"column {column.name!r}: holds {column.dtype}, needs {wanted}; convert the column"

@@ -1,0 +1,159 @@
+"""Encoding a click log once, into a cache folder that every later run maps into memory."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import polars as pl
+from lightning.pytorch.utilities import rank_zero_info
+
+from dmt.datamodules.arrays import ClickArrays
+from dmt.datamodules.columns import ColumnNames, to_label
+from dmt.datamodules.encoder import NumericScale, TabularEncoder
+from dmt.datamodules.sources import read_file
+from dmt.errors import UserInputError
+from dmt.schema import FeatureSchema
+
+# Part of the fingerprint: raise it when the encoding changes, so that no old cache is taken for a new one.
+FORMAT_VERSION = 1
+META_FILE = "meta.json"
+VOCABULARY_FILE = "vocabulary.parquet"
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/dmt``, or ``~/.cache/dmt``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmt"
+
+
+def prepare(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int, cache_dir: Path) -> Path:
+    """Encode the splits unless that was done before.
+
+    The folder holds ``SPLIT/dense.npy``, ``ids.npy`` and ``labels.npy`` of each split, the vocabularies in
+    ``vocabulary.parquet``, and ``meta.json`` with schema, scales, sizes and sources. It appears complete or
+    not at all, so several processes may prepare the same log at once.
+
+    Args:
+        files: the file of every split; the encoding is learned from ``train``.
+        columns: the columns to read.
+        min_count: occurrences in training below which a value shares the row of the unseen ones.
+        cache_dir: where the folder is made, named by a fingerprint of files and options.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserInputError: a file cannot be read or encoded, or ``cache_dir`` cannot be written.
+    """
+    description = _describe(files, columns=columns, min_count=min_count)
+    fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_dir / f"{files['train'].resolve().parent.name}-{fingerprint}"
+    if folder.is_dir():
+        return folder
+    start = time.monotonic()
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache_dir, prefix=".preparing-") as temporary:
+            unfinished = Path(temporary) / "log"
+            meta = _encode(files, columns=columns, min_count=min_count, folder=unfinished)
+            (unfinished / META_FILE).write_text(json.dumps({**description, **meta}, indent=2))
+            _publish(unfinished, folder)
+    except OSError as error:
+        raise UserInputError(f"cache_dir={cache_dir}: {error}; give a writable folder with enough space") from error
+    sizes = ", ".join(f"{size:,} {split}" for split, size in meta["num_samples"].items())
+    rank_zero_info(
+        f"Prepared {sizes} samples of {len(columns.categorical)} categorical and {len(columns.numeric)} "
+        f"numeric columns in {time.monotonic() - start:.1f} s: {folder}"
+    )
+    return folder
+
+
+def load_meta(folder: Path) -> tuple[FeatureSchema, dict[str, int]]:
+    """Schema, and number of samples by split, of a prepared log."""
+    meta = json.loads((folder / META_FILE).read_text())
+    return FeatureSchema.from_dict(meta["schema"]), meta["num_samples"]
+
+
+def load_encoder(folder: Path) -> TabularEncoder:
+    """The encoder of a prepared log, for rows that come later."""
+    meta = json.loads((folder / META_FILE).read_text())
+    table = pl.read_parquet(folder / VOCABULARY_FILE)
+    return TabularEncoder(
+        vocabularies={
+            feature["name"]: table.filter(pl.col("feature") == feature["name"]).drop("feature")
+            for feature in meta["schema"]["categorical"]
+        },
+        scales=[NumericScale(**scale) for scale in meta["scales"]],
+    )
+
+
+def _describe(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int) -> dict[str, object]:
+    """What the encoded log depends on."""
+    sources = {}
+    for split, file in files.items():
+        status = file.stat()
+        sources[split] = {
+            "file": str(file.resolve()),
+            "size_bytes": status.st_size,
+            "modified_ns": status.st_mtime_ns,
+        }
+    return {
+        "version": FORMAT_VERSION,
+        "sources": sources,
+        "columns": {
+            "categorical": list(columns.categorical),
+            "numeric": list(columns.numeric),
+            "label": columns.label,
+        },
+        "min_count": min_count,
+    }
+
+
+def _encode(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int, folder: Path) -> dict[str, Any]:
+    """Write arrays and vocabularies into ``folder``; returns what else there is to tell."""
+    frame = read_file(files["train"], columns=columns.all)
+    with _naming(files["train"]):
+        encoder = TabularEncoder.fit(frame, columns=columns, min_count=min_count)
+    sizes = {}
+    for split, file in files.items():
+        if split != "train":
+            frame = read_file(file, columns=columns.all)
+        with _naming(file):
+            labels = to_label(frame[columns.label]).to_numpy()
+            dense, ids = encoder.encode(frame)
+        arrays = ClickArrays(feature_names=columns.categorical, dense=dense, ids=ids, labels=labels)
+        arrays.save(folder / split)
+        sizes[split] = len(arrays)
+    vocabularies = [
+        vocabulary.select(pl.lit(name).alias("feature"), pl.all()) for name, vocabulary in encoder.vocabularies.items()
+    ]
+    pl.concat(vocabularies).write_parquet(folder / VOCABULARY_FILE)
+    return {
+        "num_samples": sizes,
+        "schema": encoder.schema.to_dict(),
+        "scales": [asdict(scale) for scale in encoder.scales],
+    }
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Say in which file a column is wrong."""
+    try:
+        yield
+    except UserInputError as error:
+        raise UserInputError(f"{file}: {error}") from error
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Move the finished folder to its place, unless another process was first."""
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise

@@ -1,0 +1,99 @@
+"""Users' own click logs: parquet or CSV files with one row per sample."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmt.datamodules.arrays import ClickArrays
+from dmt.datamodules.columns import ColumnNames
+from dmt.datamodules.loader import ClickDataset
+from dmt.datamodules.module import ClickDataModule
+from dmt.datamodules.prepare import default_cache_dir, load_meta, prepare
+from dmt.datamodules.sources import find_files
+from dmt.errors import UserInputError
+
+
+class TabularClicks(ClickDataModule):
+    """A click log of your own: a folder with train, valid and test files, parquet or CSV with a header line.
+
+    Categorical columns may be text, integers, floats or booleans; whole floats and integers are the same
+    category. Id 0 stands for missing values (null, NaN, empty text), id 1 for values that training holds
+    fewer than ``min_count`` times, and the others follow by frequency. Numeric columns are scaled by what
+    training holds: the logarithm if a few values are very large, then mean 0 and standard deviation 1; a
+    column with missing or infinite values gets a second one, ``NAME:missing``, that is 1 there. The encoded
+    log is kept in ``cache_dir``.
+
+    Args:
+        path: folder of the files.
+        categorical: the categorical columns, one embedding table each.
+        numeric: the numeric columns.
+        label: the column of labels, 0 or 1.
+        global_batch_size: samples of one step over all ranks together.
+        train_file: file of the training samples; without an ending, .parquet and .csv are tried.
+        valid_file: file of the validation samples, needed to fit with validation.
+        test_file: file of the test samples, needed to test and predict.
+        min_count: occurrences in training that give a value a row of its own. With 1, no training sample has
+            the row of unseen values, which then stays as initialised.
+        cache_dir: where encoded logs are kept. Default: dmt in $XDG_CACHE_HOME or ~/.cache.
+        seed: seed of the order of the training samples.
+
+    Raises:
+        UserInputError: an option, a file or a value in one is wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        categorical: Sequence[str],
+        numeric: Sequence[str] = (),
+        label: str = "label",
+        global_batch_size: int = 1024,
+        train_file: str = "train",
+        valid_file: str = "valid",
+        test_file: str = "test",
+        min_count: int = 2,
+        cache_dir: Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(global_batch_size=global_batch_size, seed=seed)
+        if min_count < 1:
+            raise UserInputError(f"min_count={min_count}: give at least 1")
+        self.path = Path(path).expanduser()  # a YAML file has no shell to do it
+        self.columns = ColumnNames(categorical=categorical, numeric=numeric, label=label)
+        # Looked for here rather than in prepare_data(), which one rank runs alone while the others wait.
+        self.files = find_files(self.path, names={"train": train_file, "valid": valid_file, "test": test_file})
+        self.min_count = min_count
+        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+
+    def prepare_data(self) -> None:
+        """Encode the files into the cache, unless they are there already."""
+        try:
+            self._schema, _ = load_meta(self.prepared_folder())
+        except UserInputError:
+            # Lightning runs this on one rank, and an error here would leave the others waiting for it.
+            # setup(), which every rank runs, meets the same error on all of them.
+            if self.trainer is None or self.trainer.world_size == 1:
+                raise
+
+    def setup(self, stage: str | None = None) -> None:
+        """Map the encoded splits into memory."""
+        folder = self.prepared_folder()
+        self._schema, sizes = load_meta(folder)
+        names = self._schema.feature_names
+        self._splits = {split: ClickArrays.load(folder / split, feature_names=names) for split in sizes}
+
+    def prepared_folder(self) -> Path:
+        """The cache folder of the encoded log, which is made if need be.
+
+        Raises:
+            UserInputError: a file cannot be read or encoded, or ``cache_dir`` cannot be written.
+        """
+        return prepare(self.files, columns=self.columns, min_count=self.min_count, cache_dir=self.cache_dir)
+
+    def _split(self, name: str) -> ClickDataset:
+        if self._splits and name not in self._splits:
+            raise UserInputError(
+                f"{name}_file={name}: no {name}.parquet or {name}.csv in {self.path}; add the file, or "
+                f"{'fit with limit_val_batches=0' if name == 'valid' else 'neither test nor predict'}"
+            )
+        return super()._split(name)
