@@ -1,0 +1,27 @@
+"""Models: embeddings, tower modules, interactions, top archs and the LightningModule. All of it unsharded."""
+
+from dmt.modules.click_model import ClickModel
+from dmt.modules.dlrm import DLRM, TopArch
+from dmt.modules.embeddings import EmbeddingOptimizer, FusedEmbeddingBags, deferred_tables
+from dmt.modules.interactions import DotInteraction
+from dmt.modules.metrics import Calibration, LogLoss, NormalizedEntropy, click_metrics
+from dmt.modules.stage import TowerStage
+from dmt.modules.towers import DLRMTower, PassThrough, TowerModule
+
+__all__ = [
+    "DLRM",
+    "Calibration",
+    "ClickModel",
+    "DLRMTower",
+    "DotInteraction",
+    "EmbeddingOptimizer",
+    "FusedEmbeddingBags",
+    "LogLoss",
+    "NormalizedEntropy",
+    "PassThrough",
+    "TopArch",
+    "TowerModule",
+    "TowerStage",
+    "click_metrics",
+    "deferred_tables",
+]

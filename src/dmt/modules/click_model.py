@@ -1,0 +1,181 @@
+"""The LightningModule: builds the plain model, defines loss, metrics and the dense optimiser.
+
+It never knows how the model is sharded; a Strategy replaces the tower stage after ``configure_model``.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchrec.datasets.utils import Batch
+
+from dmt.errors import UserInputError
+from dmt.modules.dlrm import DLRM, TopArch, TopArchFactory
+from dmt.modules.embeddings import EmbeddingOptimizer
+from dmt.modules.metrics import click_metrics
+from dmt.modules.optimizers import match_by_name
+from dmt.modules.stage import TowerStage
+from dmt.modules.towers import PassThrough, TowerFactory
+from dmt.plan import TowerPlan
+from dmt.schema import FeatureSchema
+
+DenseOptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
+
+
+class ClickModel(L.LightningModule):
+    """Predicts clicks with a top arch over a tower stage.
+
+    The model is built in ``configure_model`` from the DataModule's schema, under whatever strategy the
+    Trainer has. Without a Trainer, call :meth:`build`.
+
+    Args:
+        embedding_dim: N, the width of every embedding table; a multiple of 4.
+        num_towers: number of towers of the strided plan, used where ``plan`` is not given.
+        plan: TowerPlan file (or object) that assigns features to towers; overrides ``num_towers``.
+        tower: tower module by class path. PassThrough is the flat model: no tower modules.
+        top: model over the tower stage, by class path.
+        dense_optimizer: optimiser of all dense layers, tower modules included, by class path.
+        embedding_optimizer: optimiser of embedding rows, run inside the backward pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding_dim: int = 16,
+        num_towers: int = 1,
+        plan: TowerPlan | str | None = None,
+        tower: TowerFactory = PassThrough,
+        top: TopArchFactory = DLRM,
+        dense_optimizer: DenseOptimizerFactory = torch.optim.Adam,
+        embedding_optimizer: EmbeddingOptimizer = EmbeddingOptimizer(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.embedding_dim = embedding_dim
+        self.num_towers = num_towers
+        self.plan = plan if plan is None or isinstance(plan, TowerPlan) else TowerPlan.load(plan)
+        self.tower = tower
+        self.top = top
+        self.dense_optimizer = dense_optimizer
+        self.embedding_optimizer = embedding_optimizer
+        self.model: TopArch | None = None
+        self.val_metrics = click_metrics("val/")
+        self.test_metrics = click_metrics("test/")
+
+    def make(self, schema: FeatureSchema) -> TopArch:
+        """Make the plain, unsharded model for data with this schema, without keeping it.
+
+        Raises:
+            UserInputError: plan, towers, dims or layer sizes do not fit the schema or each other.
+        """
+        plan = self.plan or TowerPlan.strided(schema.feature_names, num_towers=self.num_towers)
+        stage = TowerStage(
+            schema=schema,
+            plan=plan,
+            embedding_dim=self.embedding_dim,
+            tower=self.tower,
+            optimizer=self.embedding_optimizer,
+        )
+        return self.top(stage, len(schema.dense))
+
+    def build(self, schema: FeatureSchema) -> TopArch:
+        """:meth:`make` the model, keep it as ``self.model`` and return it."""
+        self.model = self.make(schema)
+        self.schema = schema
+        self.resolved_plan = next(m.plan for m in self.model.modules() if isinstance(m, TowerStage))
+        return self.model
+
+    def configure_model(self) -> None:
+        """Build the model from the DataModule's schema, unless :meth:`build` was called before."""
+        if self.model is not None:
+            return
+        schema = getattr(getattr(self.trainer, "datamodule", None), "schema", None)
+        if not isinstance(schema, FeatureSchema):
+            raise UserInputError(
+                "ClickModel: the Trainer has no DataModule with a FeatureSchema named schema; pass "
+                "datamodule=..., or call model.build(schema) first"
+            )
+        self.build(schema)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Batch of B samples -> logits (B,)."""
+        assert self.model is not None, "configure_model or build runs first"
+        return self.model(batch.dense_features, batch.sparse_features)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean binary cross entropy of the rank's samples; 0 for a rank with none."""
+        logits = self(batch).float()
+        # A sum over max(B, 1), since the mean of an empty batch is NaN and would poison the all-reduce.
+        total = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
+        loss = total / max(batch.labels.numel(), 1)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.labels.numel())
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.val_metrics.update(self.predict_step(batch, batch_idx), batch.labels.int())
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in self.val_metrics.compute().items():
+            self.log(name, value, prog_bar=name == "val/auroc")
+        self.val_metrics.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.test_metrics.update(self.predict_step(batch, batch_idx), batch.labels.int())
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.test_metrics.compute())
+        self.test_metrics.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Click probabilities (B,)."""
+        return torch.sigmoid(self(batch).float())
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimiser of the dense layers; embedding tables update themselves inside backward."""
+        optimizer = self.dense_optimizer([p for p in self.parameters() if p.requires_grad])
+        match_by_name(optimizer, self)
+        return optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what the model was built from, so that a checkpoint can rebuild it without the data."""
+        # Factories and objects given in Python would make the file unreadable to torch's safe loading; pass them
+        # to load_from_checkpoint again. Under the CLI the hyper-parameters are its configuration: all plain.
+        given = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {k: v for k, v in given.items() if _is_plain(v)}
+        checkpoint["dmt"] = {
+            "schema": self.schema.to_dict(),
+            "towers": [list(t) for t in self.resolved_plan.towers],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the model where there is none yet; otherwise check that the checkpoint fits it.
+
+        Raises:
+            UserInputError: the checkpoint's columns, table sizes or towers differ from this model's.
+        """
+        stored = checkpoint["dmt"]
+        if self.model is None:
+            self.plan = TowerPlan(towers=stored["towers"])
+            self.build(FeatureSchema.from_dict(stored["schema"]))
+        elif stored["schema"] != self.schema.to_dict():
+            raise UserInputError(
+                "checkpoint: its columns or table sizes differ from the data's (other files or vocabularies?); "
+                "use the data it was trained on"
+            )
+        elif stored["towers"] != [list(tower) for tower in self.resolved_plan.towers]:
+            raise UserInputError(
+                f"checkpoint: its towers {stored['towers']} differ from this model's; give its plan by --model.plan"
+            )
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value consists of numbers, text, None, lists and dictionaries only."""
+    if isinstance(value, dict):
+        return all(_is_plain(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)

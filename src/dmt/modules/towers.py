@@ -1,0 +1,94 @@
+"""Tower modules (TM, paper section 3.2): small dense modules between a tower's lookups and the cross-host hop.
+
+Shapes: B samples, F_t features of tower t, N embedding dim, O_t output vectors of tower t, D output dim.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dmt.errors import UserInputError
+
+
+class TowerModule(nn.Module, ABC):
+    """Base class of tower modules: maps (B, F_t, N) to (B, O_t, D).
+
+    A subclass takes ``num_features`` (F_t) and ``embedding_dim`` (N) as its first two arguments, sets
+    ``out_features`` (O_t) and ``out_dim`` (D), and implements ``forward``. It treats samples
+    independently: under SPTT it sees the samples of several ranks in one call.
+    """
+
+    out_features: int
+    out_dim: int
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(B, F_t, N) -> (B, O_t, D)."""
+
+
+TowerFactory = Callable[[int, int], TowerModule]
+"""Makes the module of one tower from its number of features F_t and the embedding dim N."""
+
+
+class PassThrough(TowerModule):
+    """No tower module: every embedding leaves the tower as it is (O_t = F_t, D = N).
+
+    Args:
+        num_features: F_t.
+        embedding_dim: N.
+    """
+
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.out_features = num_features
+        self.out_dim = embedding_dim
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return embeddings
+
+
+class DLRMTower(TowerModule):
+    """The DLRM tower (paper listing 1): ``p`` mixes of all features and ``c`` projections of each.
+
+    ``o1 = Linear(F_t*N -> p*D)`` of the flattened embeddings and ``o2 = Linear(N -> c*D)`` of each feature,
+    concatenated to ``c*F_t + p`` vectors of width D. The compression ratio is F_t*N / ((c*F_t + p)*D).
+
+    Args:
+        num_features: F_t.
+        embedding_dim: N.
+        c: output vectors per feature.
+        p: output vectors for the tower as a whole.
+        out_dim: D.
+
+    Raises:
+        UserInputError: a size is negative, or the tower would have no output.
+
+    Example:
+        >>> tower = DLRMTower(5, 16, c=1, p=2, out_dim=8)
+        >>> tower(torch.zeros(3, 5, 16)).shape
+        torch.Size([3, 7, 8])
+    """
+
+    def __init__(self, num_features: int, embedding_dim: int, *, c: int = 1, p: int = 0, out_dim: int) -> None:
+        super().__init__()
+        if c < 0 or p < 0 or c + p == 0:
+            raise UserInputError(f"DLRMTower c={c}, p={p}: give numbers >= 0, not both 0")
+        if out_dim < 1:
+            raise UserInputError(f"DLRMTower out_dim={out_dim}: give a positive number")
+        self.c, self.p = c, p
+        self.out_features = c * num_features + p
+        self.out_dim = out_dim
+        self.mix = nn.Linear(num_features * embedding_dim, p * out_dim) if p else None
+        self.project = nn.Linear(embedding_dim, c * out_dim) if c else None
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        batch_size = embeddings.shape[0]
+        outputs = []
+        if self.mix is not None:
+            outputs.append(self.mix(embeddings.flatten(1)).view(batch_size, self.p, self.out_dim))
+        if self.project is not None:
+            # (B, F_t, c*D) holds feature f's c vectors side by side, so the view is (B, F_t*c, D).
+            outputs.append(self.project(embeddings).view(batch_size, self.out_features - self.p, self.out_dim))
+        return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
