@@ -1,0 +1,14 @@
+"""sptt = torchrec = plain torch: outputs, gradients and parameters over random stages, layouts and batches."""
+
+import random
+
+import pytest
+
+from tests.distributed.harness import run_ranks
+from tests.distributed.stage_cases import check_many
+
+
+@pytest.mark.parametrize(("hosts", "ranks_per_host"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 2)])
+def test_sharded_stages_equal_plain_torch(hosts: int, ranks_per_host: int) -> None:
+    seed = random.SystemRandom().randrange(2**31)  # fresh cases each run; a failure names its seed
+    assert set(run_ranks(check_many, world_size=hosts * ranks_per_host, args=(ranks_per_host, seed, 6))) == {6}

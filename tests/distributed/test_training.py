@@ -1,0 +1,98 @@
+"""Training through Lightning gives the same numbers under every strategy, also when it is interrupted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.harness import run_ranks
+from tests.distributed.training_cases import Run, fit_all, load_state
+
+# Six steps of float32 training. Products over another number of rows differ by rounding (1e-7 relative), and
+# row-wise Adagrad divides a first, small gradient by its own size, which passes relative errors on unreduced.
+TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}
+
+
+def train(world_size: int, runs: list[Run], **options: Any) -> list[list[dict[str, Any]]]:
+    """Results of each run, by rank."""
+    by_rank = run_ranks(fit_all, world_size=world_size, args=(runs, world_size), **options)
+    return [list(results) for results in zip(*by_rank, strict=True)]
+
+
+def assert_same_run(results: list[dict[str, Any]], path: Path, wanted: list[dict[str, Any]], wanted_path: Path) -> None:
+    state, wanted_state = load_state(path), load_state(wanted_path)
+    assert sorted(state) == sorted(wanted_state)
+    for name, tensor in wanted_state.items():
+        torch.testing.assert_close(state[name], tensor, msg=lambda m, n=name: f"{path.name} {n}: {m}", **TOLERANCE)
+    # Every test sample is predicted once, on some rank.
+    predictions = sorted(value for result in results for value in result["predictions"])
+    assert predictions == pytest.approx(sorted(wanted[0]["predictions"]), rel=1e-4)
+    for result in results:
+        assert result["steps"] == wanted[0]["steps"]
+        assert result["metrics"].keys() >= {
+            "val/auroc",
+            "test/auroc",
+            "test/normalized_entropy",
+            "test/calibration",
+        }
+        assert {k: v for k, v in result["metrics"].items() if "/" in k and "train" not in k} == pytest.approx(
+            {k: v for k, v in wanted[0]["metrics"].items() if "/" in k and "train" not in k}, rel=1e-4
+        )
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """Single-process runs that the others must equal: an epoch and a step with SGD, two resumable ones with Adam."""
+    folder = tmp_path_factory.mktemp("single")
+    runs = {
+        "sgd": Run(strategy="auto", max_steps=8, save=folder / "sgd.ckpt"),
+        "half": Run(strategy="auto", max_steps=4, save=folder / "half.ckpt", dense_optimizer="Adam"),
+        "adam": Run(strategy="auto", max_steps=8, save=folder / "adam.ckpt", dense_optimizer="Adam"),
+    }
+    return folder, dict(zip(runs, train(1, list(runs.values())), strict=True))
+
+
+def test_strategies_train_alike(single: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, wanted = single
+    runs = [
+        Run(
+            strategy=strategy,
+            ranks_per_host=per_host,
+            max_steps=8,
+            save=tmp_path / f"{strategy}{per_host}.ckpt",
+        )
+        for strategy, per_host in [("sptt", 1), ("sptt", 2), ("sptt", 4), ("torchrec", 2)]
+    ]
+    for run, results in zip(runs, train(4, runs), strict=True):
+        assert_same_run(results, run.save, wanted["sgd"], folder / "sgd.ckpt")
+
+
+def test_checkpoints_resume_under_any_strategy(single: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Four steps here, four steps there = eight steps in one go, data order and Adam's state included."""
+    folder, wanted = single
+
+    def run(strategy: str, name: str, **options: Any) -> Run:
+        options = {"max_steps": 8, "ranks_per_host": 2, "dense_optimizer": "Adam"} | options
+        return Run(strategy=strategy, save=tmp_path / f"{name}.ckpt", **options)
+
+    first = [
+        run("sptt", "sptt_half", max_steps=4),
+        run("torchrec", "torchrec_half", max_steps=4),
+        run("sptt", "single_to_sptt", resume=folder / "half.ckpt"),
+        run("torchrec", "sptt_to_torchrec", resume=tmp_path / "sptt_half.ckpt"),
+    ]
+    second = [run("sptt", "torchrec_to_two_ranks", ranks_per_host=1, resume=tmp_path / "torchrec_half.ckpt")]
+    third = [run("auto", "sptt_to_single", resume=tmp_path / "sptt_half.ckpt")]
+    for world_size, runs in [(4, first), (2, second), (1, third)]:
+        for done, results in zip(runs, train(world_size, runs), strict=True):
+            if done.max_steps == 8:
+                assert_same_run(results, done.save, wanted["adam"], folder / "adam.ckpt")
+
+
+def test_two_nodes_equal_one(single: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """NODE_RANK and MASTER_ADDR place ranks as on two machines; ranks per host default to a node's."""
+    folder, wanted = single
+    run = Run(strategy="sptt", ranks_per_host=2, max_steps=8, save=tmp_path / "nodes.ckpt", num_nodes=2)
+    [results] = train(4, [run], ranks_per_node=2)
+    assert_same_run(results, run.save, wanted["sgd"], folder / "sgd.ckpt")

@@ -1,0 +1,131 @@
+"""Real training runs through Lightning's Trainer, to be compared across strategies.
+
+The functions run inside the ranks that ``harness.run_ranks`` starts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from dmt.datamodules import SyntheticClicks
+from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer
+from dmt.plan import TowerPlan
+from dmt.strategies import SpttStrategy, TorchRecStrategy, TowerCheckpointIO
+from dmt.strategies.strategy import TowerStrategy
+
+GLOBAL_BATCH = 24
+# Seven global batches; the last holds 3 samples, so that ranks get one sample or none.
+NUM_TRAIN = 6 * GLOBAL_BATCH + 3
+# Three towers, uneven; on four hosts one host has none.
+PLAN = TowerPlan(towers=[["c1", "c5", "c3"], ["c0"], ["c4", "c2"]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One call of ``Trainer.fit``.
+
+    Args:
+        strategy: ``"auto"`` for a single process, ``"sptt"`` or ``"torchrec"``.
+        ranks_per_host: for the latter two.
+        max_steps: stop after so many steps in all.
+        resume: checkpoint to start from.
+        save: checkpoint to write at the end.
+        dense_optimizer: of the dense layers.
+    """
+
+    strategy: str
+    max_steps: int
+    save: Path
+    ranks_per_host: int = 1
+    resume: Path | None = None
+    dense_optimizer: str = "SGD"
+    num_nodes: int = 1
+
+
+def make_model(run: Run) -> ClickModel:
+    optimizer = getattr(torch.optim, run.dense_optimizer)
+    return ClickModel(
+        embedding_dim=8,
+        plan=PLAN,
+        tower=partial(DLRMTower, c=1, p=1, out_dim=4),
+        top=partial(DLRM, bottom_layers=[8], over_layers=[16]),
+        dense_optimizer=partial(optimizer, lr=0.1 if run.dense_optimizer == "SGD" else 0.01),
+        embedding_optimizer=EmbeddingOptimizer(name="rowwise_adagrad", learning_rate=0.1),
+    )
+
+
+def make_data() -> SyntheticClicks:
+    return SyntheticClicks(
+        num_features=6,
+        num_groups=2,
+        num_dense=3,
+        num_embeddings=50,
+        num_train=NUM_TRAIN,
+        num_valid=31,
+        num_test=29,
+        global_batch_size=GLOBAL_BATCH,
+        seed=5,
+    )
+
+
+def make_trainer(run: Run, world_size: int) -> L.Trainer:
+    strategies: dict[str, Any] = {
+        "auto": "auto",
+        "sptt": SpttStrategy(ranks_per_host=run.ranks_per_host),
+        "torchrec": TorchRecStrategy(ranks_per_host=run.ranks_per_host),
+    }
+    return L.Trainer(
+        accelerator="cpu",
+        devices=world_size // run.num_nodes,
+        num_nodes=run.num_nodes,
+        strategy=strategies[run.strategy],
+        plugins=[TowerCheckpointIO()] if run.strategy == "auto" else [],
+        max_steps=run.max_steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def fit(run: Run, world_size: int) -> dict[str, Any]:
+    """Train; returns metrics, this rank's test predictions and, under SPTT, bytes sent per step."""
+    L.seed_everything(3, verbose=False)
+    torch.set_num_threads(1)
+    trainer, model, data = make_trainer(run, world_size), make_model(run), make_data()
+    trainer.fit(model, datamodule=data, ckpt_path=run.resume)
+    trainer.save_checkpoint(run.save)
+    sent = {}
+    if isinstance(trainer.strategy, TowerStrategy):
+        [stage] = trainer.strategy.stages.values()
+        sent = dict(stage.meter.sent_bytes) if hasattr(stage, "meter") else {}
+    trainer.validate(model, datamodule=data, verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    trainer.test(model, datamodule=data, verbose=False)
+    metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    predictions = torch.cat(trainer.predict(model, datamodule=data))
+    return {
+        "metrics": metrics,
+        "predictions": predictions.tolist(),
+        "sent": sent,
+        "steps": trainer.global_step,
+    }
+
+
+def fit_all(runs: Sequence[Run], world_size: int) -> list[dict[str, Any]]:
+    """Several runs, one after the other, in the same world."""
+    return [fit(run, world_size) for run in runs]
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The model's tensors in a checkpoint of either kind."""
+    state: dict[str, Tensor] = TowerCheckpointIO().load_checkpoint(path, weights_only=False)["state_dict"]
+    return state
