@@ -1,0 +1,5 @@
+"""Lightning callbacks: meters."""
+
+from dmt.callbacks.throughput import Throughput
+
+__all__ = ["Throughput"]

@@ -1,0 +1,69 @@
+"""The ``dmt`` command. Each verb imports what it needs, so that help and errors come fast."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from dmt.errors import UserInputError
+
+_OVERVIEW = """\
+usage: dmt VERB [OPTIONS]
+
+Disaggregated Multi-Tower training for recommendation models.
+
+verbs:
+  fit        train a model, then test its best checkpoint
+  validate   evaluate a checkpoint on the validation split
+  test       evaluate a checkpoint on the test split
+  predict    click probabilities of the test split
+  describe   towers, parameters, FLOPs and bytes of a configuration, without training
+  report     compare finished runs side by side
+
+examples:
+  dmt fit --config configs/quickstart.yaml
+  dmt fit --config configs/flights.yaml --trainer.strategy sptt --trainer.devices 4 --ranks_per_host 2
+  dmt describe --config configs/quickstart.yaml --json
+  dmt VERB --help
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Wrong input ends with one line on standard error and exit code 2; other failures keep their traceback.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_OVERVIEW, end="")
+        return
+    try:
+        _verb(arguments[0])(arguments)
+    except UserInputError as error:
+        if not (error.on_every_rank and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"):
+            print(f"dmt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _verb(name: str) -> Callable[[list[str]], None]:
+    if name in ("fit", "validate", "test", "predict"):
+        from dmt.lightning_cli import run_trainer
+
+        return run_trainer
+    if name == "describe":
+        from dmt.lightning_cli import run_describe
+
+        return run_describe
+    if name == "report":
+        from dmt.report import run_report
+
+        return run_report
+    import difflib
+
+    verbs = ["fit", "validate", "test", "predict", "describe", "report"]
+    near = difflib.get_close_matches(name, verbs, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(verbs)}"
+    raise UserInputError(f"unknown verb {name!r}: {hint}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What a run leaves behind beside its checkpoints and logs, and ``dmt report``, which compares runs."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dmt.errors import UserInputError
+
+_FILE = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """The outcome of one ``dmt fit``.
+
+    Args:
+        data: the ``data`` section of its configuration.
+        description: as of ``dmt describe``.
+        metrics: final metrics by name, ``test/auroc`` among them.
+        samples_per_second: median over training steps, all ranks together.
+        steps: optimiser steps.
+        checkpoint: the tested checkpoint, or ``""`` where the final weights were tested.
+    """
+
+    data: dict[str, Any]
+    description: dict[str, Any]
+    metrics: dict[str, float]
+    samples_per_second: float | None
+    steps: int
+    checkpoint: str
+
+    def save(self, run_dir: Path) -> None:
+        """Write ``summary.json`` into the run's folder."""
+        (run_dir / _FILE).write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "RunSummary":
+        """Read the summary of a run's folder, or of the newest ``version_N`` below it.
+
+        Raises:
+            UserInputError: there is no finished run.
+        """
+        versions = sorted(run_dir.glob(f"version_*/{_FILE}"), key=lambda path: int(path.parent.name.split("_")[1]))
+        found = [run_dir / _FILE, *versions]
+        existing = [path for path in found if path.is_file()]
+        if not existing:
+            raise UserInputError(f"run {run_dir}: no {_FILE} there; give the folder of a finished `dmt fit`")
+        return cls(**json.loads(existing[-1].read_text()))
+
+
+def run_report(arguments: list[str]) -> None:
+    """``dmt report RUN...``."""
+    parser = argparse.ArgumentParser(prog="dmt report", description="Compare finished runs side by side.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders; of several versions the newest counts")
+    runs = parser.parse_args(arguments[1:]).runs
+    summaries = [RunSummary.load(run) for run in runs]
+    for run, summary in zip(runs, summaries, strict=True):
+        if summary.data != summaries[0].data:
+            raise UserInputError(
+                f"run {run}: its data section differs from that of {runs[0]}; compare runs on the same data"
+            )
+    _print(runs, summaries)
+
+
+def _print(runs: list[Path], summaries: list[RunSummary]) -> None:
+    table = Table()
+    table.add_column("run")
+    for column in (
+        "towers",
+        "compression",
+        "MFLOPs",
+        "strategy",
+        "ranks",
+        "test AUC",
+        "test NE",
+        "samples/s",
+        "MB",
+    ):
+        table.add_column(column, justify="right")
+    for run, summary in zip(runs, summaries, strict=True):
+        description, rate = summary.description, summary.samples_per_second
+        layout = description["layout"]
+        table.add_row(
+            run.name,
+            str(len(description["towers"])),
+            f"{description['compression_ratio']:.2f}",
+            f"{description['mflops_per_sample']:.3f}",
+            layout["strategy"],
+            f"{layout['ranks'] // layout['ranks_per_host']} x {layout['ranks_per_host']}",
+            f"{summary.metrics['test/auroc']:.4f}",
+            f"{summary.metrics['test/normalized_entropy']:.4f}",
+            "" if rate is None else f"{rate:,.0f}",
+            f"{description['bytes_per_iteration']['cross_host'] / 1e6:.3f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print("ranks: hosts x ranks a host. MB: predicted, sent to other hosts per rank and step.", highlight=False)
