@@ -35,6 +35,11 @@ train: $(STAMP) ## train on the built-in click log with SPTT and flat, and compa
 	$(BIN)/dmt fit --config configs/quickstart.yaml
 	$(BIN)/dmt fit --config configs/quickstart_flat.yaml
 	$(BIN)/dmt report runs/quickstart runs/quickstart_flat
+	{ set +x; } 2>/dev/null
+	printf '%s\n' '' 'Next, for example:' \
+	    '  .venv/bin/dmt describe --config configs/quickstart.yaml --ranks_per_host 1' \
+	    '  .venv/bin/dmt fit --config configs/quickstart.yaml --model.num_towers 8' \
+	    '  .venv/bin/dmt fit --config configs/flights.yaml --data.path DIR_OF_YOUR_PARQUET_OR_CSV_FILES'
 
 test: lint ## lint, then run all tests
 	@set -x

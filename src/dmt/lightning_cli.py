@@ -149,6 +149,8 @@ def _quiet_libraries() -> None:
     """Drop messages of the libraries that a user of this command can do nothing about."""
     # Lightning 2.6 uses a class that torch 2.13 has deprecated.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # It warns that arguments are given twice; they are the same ones.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     # torchrec asks torch a question in a way that torch comments on, once a process.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     adverts = ("💡 Tip", "GPU available", "TPU available")
@@ -172,6 +174,14 @@ def _parsed(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
         lines = [line.strip() for line in str(error).splitlines()]
         told = " ".join(line for line in lines if line and not line.startswith(noise))
         raise UserInputError(f"{told}; see dmt {arguments[0]} --help") from error
+    except ValueError as error:
+        # The parser wraps what a class says of its arguments into a page about all types that do not fit.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserInputError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def run_trainer(arguments: list[str]) -> None:

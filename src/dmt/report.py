@@ -69,34 +69,35 @@ def run_report(arguments: list[str]) -> None:
 
 def _print(runs: list[Path], summaries: list[RunSummary]) -> None:
     table = Table()
-    table.add_column("run")
-    for column in (
-        "towers",
-        "compression",
-        "MFLOPs",
-        "strategy",
-        "ranks",
-        "test AUC",
-        "test NE",
-        "samples/s",
-        "MB",
-    ):
-        table.add_column(column, justify="right")
-    for run, summary in zip(runs, summaries, strict=True):
-        description, rate = summary.description, summary.samples_per_second
-        layout = description["layout"]
-        table.add_row(
-            run.name,
-            str(len(description["towers"])),
-            f"{description['compression_ratio']:.2f}",
-            f"{description['mflops_per_sample']:.3f}",
-            layout["strategy"],
-            f"{layout['ranks'] // layout['ranks_per_host']} x {layout['ranks_per_host']}",
-            f"{summary.metrics['test/auroc']:.4f}",
-            f"{summary.metrics['test/normalized_entropy']:.4f}",
-            "" if rate is None else f"{rate:,.0f}",
-            f"{description['bytes_per_iteration']['cross_host'] / 1e6:.3f}",
-        )
+    table.add_column("")
+    for run in runs:
+        table.add_column(run.name, justify="right", overflow="fold")
+    columns = [_rows(summary) for summary in summaries]
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
     console = Console()
     console.print(table)
-    console.print("ranks: hosts x ranks a host. MB: predicted, sent to other hosts per rank and step.", highlight=False)
+    for run, summary in zip(runs, summaries, strict=True):
+        if summary.checkpoint:
+            console.print(f"{run.name}: checkpoint {summary.checkpoint}", highlight=False, soft_wrap=True)
+
+
+def _rows(summary: RunSummary) -> dict[str, str]:
+    """What the table says of a run, by row name."""
+    description, layout = summary.description, summary.description["layout"]
+    hosts = layout["ranks"] // layout["ranks_per_host"]
+    rate = summary.samples_per_second
+    return {
+        "test AUC": f"{summary.metrics['test/auroc']:.4f}",
+        "test log loss": f"{summary.metrics['test/log_loss']:.4f}",
+        "test normalized entropy": f"{summary.metrics['test/normalized_entropy']:.4f}",
+        "test calibration": f"{summary.metrics['test/calibration']:.3f}",
+        "towers (plan)": f"{len(description['towers'])} ({description['plan_method']})",
+        "compression ratio": f"{description['compression_ratio']:.2f}",
+        "parameters": f"{description['parameters']:,}",
+        "MFLOPs per sample": f"{description['mflops_per_sample']:.3f}",
+        "strategy": layout["strategy"],
+        "hosts x ranks per host": f"{hosts} x {layout['ranks_per_host']}",
+        "MB to other hosts, per rank and step": f"{description['bytes_per_iteration']['cross_host'] / 1e6:.3f}",
+        "training samples per second": "" if rate is None else f"{rate:,.0f}",
+    }

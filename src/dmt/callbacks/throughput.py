@@ -42,5 +42,5 @@ class Throughput(Callback):
             # Ranks hold equal batches but for the last of an epoch, which a median does not feel.
             rate = batch.labels.numel() * trainer.world_size / (now - self._last_end)
             self._rates.append(rate)
-            pl_module.log("train/samples_per_second", rate, prog_bar=True, batch_size=1)
+            pl_module.log("samples_per_s", rate, prog_bar=True, batch_size=1)
         self._last_end = now

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torchmetrics import MetricCollection
 from torchrec.datasets.utils import Batch
 
 from dmt.errors import UserInputError
@@ -72,7 +73,7 @@ class ClickModel(L.LightningModule):
         Raises:
             UserInputError: plan, towers, dims or layer sizes do not fit the schema or each other.
         """
-        plan = self.plan or TowerPlan.strided(schema.feature_names, num_towers=self.num_towers)
+        plan = self.plan or _default_plan(schema, num_towers=self.num_towers)
         stage = TowerStage(
             schema=schema,
             plan=plan,
@@ -119,16 +120,19 @@ class ClickModel(L.LightningModule):
         self.val_metrics.update(self.predict_step(batch, batch_idx), batch.labels.int())
 
     def on_validation_epoch_end(self) -> None:
-        for name, value in self.val_metrics.compute().items():
-            self.log(name, value, prog_bar=name == "val/auroc")
-        self.val_metrics.reset()
+        self._log_and_reset(self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.test_metrics.update(self.predict_step(batch, batch_idx), batch.labels.int())
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict(self.test_metrics.compute())
-        self.test_metrics.reset()
+        self._log_and_reset(self.test_metrics)
+
+    def _log_and_reset(self, metrics: MetricCollection) -> None:
+        for name, value in metrics.compute().items():
+            # compute() has gathered all ranks' samples; sync_dist only tells Lightning so, averaging equal values.
+            self.log(name, value, prog_bar=name == "val/auroc", sync_dist=True)
+        metrics.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Click probabilities (B,)."""
@@ -170,6 +174,12 @@ class ClickModel(L.LightningModule):
             raise UserInputError(
                 f"checkpoint: its towers {stored['towers']} differ from this model's; give its plan by --model.plan"
             )
+
+
+def _default_plan(schema: FeatureSchema, *, num_towers: int) -> TowerPlan:
+    if num_towers == 1:
+        return TowerPlan(towers=[schema.feature_names], method="flat")
+    return TowerPlan.strided(schema.feature_names, num_towers=num_towers)
 
 
 def _is_plain(value: object) -> bool:

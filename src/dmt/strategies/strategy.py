@@ -91,7 +91,9 @@ class TowerStrategy(DDPStrategy):
         Raises:
             UserInputError: ``ranks_per_host`` does not divide the number of ranks.
         """
-        ranks_per_host = self.ranks_per_host or int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes))
+        ranks_per_host = self.ranks_per_host
+        if ranks_per_host is None:
+            ranks_per_host = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes))
         return Topology(world_size=self.num_nodes * self.num_processes, ranks_per_host=ranks_per_host)
 
     # Building and sharding the model
@@ -107,7 +109,7 @@ class TowerStrategy(DDPStrategy):
     def setup(self, trainer: pl.Trainer) -> None:
         self.refuse_unsupported(trainer)
         if not self.stages:  # test after fit finds the model sharded
-            self._check_agreement()
+            self._check_agreement(trainer)
             self._shard_model()
         super().setup(trainer)
 
@@ -132,23 +134,34 @@ class TowerStrategy(DDPStrategy):
                 on_every_rank=True,
             )
 
-    def _check_agreement(self) -> None:
+    def _check_agreement(self, trainer: pl.Trainer) -> None:
         """Fail on every rank, before any collective of the model, when ranks were configured differently."""
         assert self.lightning_module is not None
-        mine = f"{self.topology}\n{self.lightning_module}"
+        mine = {
+            "topology": str(self.topology),
+            "max_epochs, max_steps": f"{trainer.max_epochs}, {trainer.max_steps}",
+            "batches": f"{trainer.limit_train_batches}, {trainer.limit_val_batches}, {trainer.val_check_interval}",
+            "data": f"{trainer.datamodule}",
+            "global_batch_size": f"{getattr(trainer.datamodule, 'global_batch_size', None)}",
+            "data seed": f"{getattr(trainer.datamodule, 'seed', None)}",
+        }
         for name, module in self.lightning_module.named_modules():
             if isinstance(module, TowerStage):
-                mine += f"\n{name}: {module.schema} {module.plan} {module.embeddings.optimizer}"
-        everyone: list[str | None] = [None] * self.world_size
+                mine[f"{name} schema"] = str(module.schema)
+                mine[f"{name} towers"] = str(module.plan.towers)
+                mine[f"{name} optimizer"] = str(module.embeddings.optimizer)
+        mine["model"] = str(self.lightning_module)
+        everyone: list[dict[str, str]] = [{}] * self.world_size
         dist.all_gather_object(everyone, mine)
-        different = [rank for rank, text in enumerate(everyone) if text != everyone[0]]
-        if different:
-            difference = _first_difference(str(everyone[0]), str(everyone[different[0]]))
-            raise UserInputError(
-                f"ranks {different} were given another configuration than rank 0 ({difference}); start every "
-                "rank with the same options and files",
-                on_every_rank=True,
-            )
+        for rank, other in enumerate(everyone):
+            different = [key for key in everyone[0] if other.get(key) != everyone[0][key]]
+            if different:
+                key = different[0]
+                raise UserInputError(
+                    f"rank {rank} was given another configuration than rank 0: {key} {_brief(other.get(key))} "
+                    f"instead of {_brief(everyone[0][key])}; start every rank with the same options and files",
+                    on_every_rank=True,
+                )
 
     def _shard_model(self) -> None:
         assert self.lightning_module is not None
@@ -277,11 +290,8 @@ class TorchRecStrategy(TowerStrategy):
         return FlatStage(stage, topology=topology, device=self.root_device)
 
 
-def _first_difference(left: str, right: str) -> str:
-    for mine, other in zip(left.splitlines(), right.splitlines(), strict=False):
-        if mine != other:
-            return f"{mine.strip()[:200]!r} against {other.strip()[:200]!r}"
-    return "one lists more than the other"
+def _brief(text: str | None) -> str:
+    return repr(text) if text is None or len(text) <= 200 else f"{text[:200]!r}..."
 
 
 def register_strategies() -> None:

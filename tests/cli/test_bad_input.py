@@ -1,0 +1,152 @@
+"""Wrong input ends with one line that names option, value and fix, exit code 2, and nothing trained."""
+
+from pathlib import Path
+
+import polars
+import pytest
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+# Imported before any test runs: Lightning's log handler keeps the standard error of its first import.
+import dmt.lightning_cli  # noqa: F401
+from dmt.cli import main
+
+QUICK = ["--config", "configs/quickstart.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here fails before ranks are launched; launching would start this very pytest again, on and on."""
+
+    def fail(launcher: object) -> None:
+        raise AssertionError("ranks were launched")
+
+    monkeypatch.setattr(_SubprocessScriptLauncher, "_call_children_scripts", fail)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A folder of small tabular files and a configuration that reads them; both may be broken by a test."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = {"user": ["a", "b", "c", "a"], "item": [1, 2, 2, 3], "price": [0.5, 1.5, None, 2.0], "label": [0, 1, 0, 1]}
+    for split in ("train", "valid", "test"):
+        polars.DataFrame(rows).write_parquet(data / f"{split}.parquet")
+    (tmp_path / "config.yaml").write_text(
+        f"""
+trainer: {{accelerator: cpu, devices: 1, max_epochs: 1, logger: false}}
+data:
+  class_path: dmt.datamodules.TabularClicks
+  init_args:
+    path: {data}
+    cache_dir: {tmp_path / "cache"}
+    categorical: [user, item]
+    numeric: [price]
+    global_batch_size: 2
+model:
+  embedding_dim: 4
+  top: {{class_path: dmt.modules.DLRM, init_args: {{bottom_layers: [4], over_layers: [4]}}}}
+"""
+    )
+    return data
+
+
+def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """The error line of a command that must end with exit code 2 and no traceback."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    errors = capfd.readouterr().err
+    assert "Traceback" not in errors
+    [line] = [line for line in errors.splitlines() if line.startswith("dmt: error:")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--config", "configs/nope.yaml"], ["configs/nope.yaml", "does not exist"]),
+        ([*QUICK, "--data.nam", "3"], ["'nam' is not accepted"]),
+        ([*QUICK, "--model.num_towers", "x"], ["model.num_towers", "int", "x"]),
+        ([*QUICK, "--model.num_towers", "0"], ["num_towers=0", "between 1 and 16"]),
+        ([*QUICK, "--model.num_towers", "17"], ["num_towers=17", "between 1 and 16"]),
+        ([*QUICK, "--model.plan", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        ([*QUICK, "--model.embedding_dim", "6"], ["embedding_dim=6", "multiple of 4", "8"]),
+        ([*QUICK, "--model.tower.out_dim", "0"], ["out_dim=0", "positive"]),
+        ([*QUICK, "--model.tower.p", "0"], ["c=0, p=0"]),
+        ([*QUICK, "--model.top.over_layers", "[]"], ["over_layers=[]", "at least one"]),
+        ([*QUICK, "--model.embedding_optimizer.learning_rate", "-1"], ["learning_rate=-1", ">= 0"]),
+        ([*QUICK, "--ranks_per_host", "3"], ["ranks_per_host=3", "4 ranks", "1, 2, 4"]),
+        ([*QUICK, "--ranks_per_host", "0"], ["ranks_per_host=0", "1, 2, 4"]),
+        ([*QUICK, "--data.global_batch_size", "0"], ["global_batch_size=0"]),
+        ([*QUICK, "--trainer.strategy", "spt"], ["trainer.strategy=spt", "sptt"]),
+        ([*QUICK, "--trainer.accumulate_grad_batches", "2"], ["accumulate_grad_batches=2", "global_batch_size"]),
+        ([*QUICK, "--trainer.gradient_clip_val", "1"], ["gradient_clip_val=1", "remove"]),
+        ([*QUICK, "--ckpt_path", "nowhere.ckpt"], ["ckpt_path=nowhere.ckpt", "no such checkpoint"]),
+    ],
+)
+def test_wrong_options(options: list[str], told: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    line = refused(["fit", *options], capfd)
+    assert all(part in line for part in told), line
+
+
+@pytest.mark.parametrize(
+    ("towers", "told"),
+    [
+        ("[[user]]", ["'item'", "in no tower"]),
+        ("[[user, item], [item]]", ["'item'", "tower 0", "tower 1"]),
+        ("[[user, item, price]]", ["'price'", "no categorical column"]),
+        ("[]", ["no towers"]),
+        ("[user, item]", ["'towers'", "list of lists"]),
+    ],
+)
+def test_wrong_plans(towers: str, told: list[str], table: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    plan = table.parent / "plan.yaml"
+    plan.write_text(f"towers: {towers}\n")
+    line = refused(["fit", "--config", str(table.parent / "config.yaml"), "--model.plan", str(plan)], capfd)
+    assert all(part in line for part in told), line
+
+
+def _break_label(data: Path) -> None:
+    frame = polars.read_parquet(data / "train.parquet")
+    frame.with_columns(label=polars.Series([0, 1, 2, 1])).write_parquet(data / "train.parquet")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "told"),
+    [
+        (None, ["--data.path", "nowhere"], ["nowhere"]),
+        (None, ["--data.categorical", "[user, itm]"], ["'itm'", "item"]),
+        (None, ["--data.label", "clicked"], ["'clicked'"]),
+        (_break_label, [], ["train.parquet", "label", "2"]),
+        (lambda data: (data / "train.parquet").unlink(), [], ["train"]),
+        (lambda data: (data / "train.parquet").write_bytes(b""), [], ["train.parquet"]),
+        (lambda data: (data / "train.parquet").write_bytes(b"not parquet"), [], ["train.parquet"]),
+    ],
+)
+def test_wrong_data(
+    spoil: object, options: list[str], told: list[str], table: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if callable(spoil):
+        spoil(table)
+    line = refused(["fit", "--config", str(table.parent / "config.yaml"), *options], capfd)
+    assert all(part in line for part in told), line
+
+
+def test_a_sound_table_trains(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What the broken variants above differ from."""
+    main(["fit", "--config", str(table.parent / "config.yaml"), "--trainer.default_root_dir", str(table)])
+    assert "test/auroc" in capfd.readouterr().out
+
+
+def test_unknown_verb_names_the_nearest(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean describe?" in refused(["descrbe"], capfd)
+
+
+def test_report_of_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert f"run {tmp_path}" in refused(["report", str(tmp_path)], capfd)
+
+
+def test_no_verb_shows_the_verbs(capfd: pytest.CaptureFixture[str]) -> None:
+    main([])
+    shown = capfd.readouterr().out
+    assert all(f"\n  {verb} " in shown for verb in ("fit", "validate", "test", "predict", "describe", "report"))

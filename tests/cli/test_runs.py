@@ -1,0 +1,151 @@
+"""The `dmt` command as a user runs it: real processes on this machine."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.harness import free_port
+
+ROOT = Path(__file__).parents[2]
+DMT = [str(Path(sys.executable).parent / "dmt")]
+# A quarter of a second of training: what costs time here is starting processes.
+SMALL = ["--data.num_train", "3001", "--data.num_valid", "500", "--data.num_test", "500", "--trainer.max_epochs", "1"]
+
+
+def start(
+    command: Sequence[str], runs: Path, *options: str, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a fit of the quick start, with its logs under ``runs``."""
+    arguments = [*command, "fit", "--config", "configs/quickstart.yaml", *SMALL, *options]
+    return subprocess.Popen(
+        [*arguments, "--trainer.logger.save_dir", str(runs)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # One process group, so that survivors can be found and ended.
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], *, code: int | None = 0, timeout_s: float = 120) -> tuple[str, str]:
+    """Output and errors of a process that must end in time, with nothing left running."""
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        raise
+    if code is not None:
+        assert process.returncode == code, errors[-3000:]
+    return output, errors
+
+
+def group_is_gone(pid: int, *, within_s: float) -> bool:
+    """Whether every process of a group has ended."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished SPTT run of two hosts of two ranks."""
+    runs = tmp_path_factory.mktemp("runs")
+    finish(start(DMT, runs))
+    return runs / "quickstart" / "version_0"
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_fit_leaves_a_complete_run_folder(finished: Path) -> None:
+    told = summary(finished)
+    assert told["description"]["layout"] == {
+        "strategy": "sptt",
+        "ranks": 4,
+        "ranks_per_host": 2,
+        "global_batch_size": 1024,
+    }
+    assert 0 < told["metrics"]["test/auroc"] < 1
+    assert (finished / "config.yaml").is_file()
+    checkpoint = Path(told["checkpoint"])
+    assert len(list(checkpoint.glob("*.distcp"))) == 4  # a file of every rank
+    with (finished / "metrics.csv").open() as file:
+        columns = next(csv.reader(file))
+    assert {"val/auroc", "val/log_loss", "test/auroc", "step"} <= set(columns)
+
+
+def test_checkpoint_of_four_ranks_is_tested_by_one_process(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["test", "--config", str(finished / "config.yaml"), "--ckpt_path", summary(finished)["checkpoint"]]
+    alone = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.logger", "false"]
+    done = subprocess.run([*DMT, *command, *alone], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [auroc] = re.findall(r"test/auroc\D+([\d.]+)", done.stdout)
+    # Float32 logits of other batch shapes differ in the last digits, which can swap a close pair of samples.
+    assert float(auroc) == pytest.approx(summary(finished)["metrics"]["test/auroc"], abs=1e-4)
+
+
+def test_two_agents_of_torchrun_give_the_numbers_of_one_machine(finished: Path, tmp_path: Path) -> None:
+    port = str(free_port())
+    torchrun = str(Path(sys.executable).parent / "torchrun")
+    agents = []
+    for node in range(2):
+        agent = [torchrun, "--nnodes", "2", "--nproc_per_node", "2", "--node_rank", str(node)]
+        command = [*agent, "--master_addr", "127.0.0.1", "--master_port", port, *DMT]
+        # No ranks_per_host: torchrun's LOCAL_WORLD_SIZE says it.
+        nodes = ["--trainer.devices", "2", "--trainer.num_nodes", "2", "--ranks_per_host", "null"]
+        agents.append(start(command, tmp_path, *nodes))
+    for agent_process in agents:
+        finish(agent_process)
+    told = summary(tmp_path / "quickstart" / "version_0")
+    assert told["description"]["layout"] == summary(finished)["description"]["layout"]
+    # The same ranks do the same arithmetic; gloo reduces in the same order.
+    assert told["metrics"] == pytest.approx(summary(finished)["metrics"], rel=1e-6)
+
+
+def test_node_rank_and_master_addr_start_two_nodes(finished: Path, tmp_path: Path) -> None:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = ["--trainer.devices", "2", "--trainer.num_nodes", "2", "--ranks_per_host", "null"]
+    processes = [start(DMT, tmp_path, *nodes, env={**address, "NODE_RANK": str(node)}) for node in range(2)]
+    for process in processes:
+        finish(process)
+    told = summary(tmp_path / "quickstart" / "version_0")
+    assert told["metrics"] == pytest.approx(summary(finished)["metrics"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("rank", "kill"), [(0, "false"), (2, "false"), (2, "true")])
+def test_a_failing_rank_ends_the_job(tmp_path: Path, rank: int, kill: str) -> None:
+    fault = ["--trainer.callbacks+=tests.cli.faults.FailOnRank", "--trainer.callbacks.rank", str(rank)]
+    process = start(DMT, tmp_path, *fault, "--trainer.callbacks.kill", kill, env={"PYTHONPATH": str(ROOT)})
+    _, errors = finish(process, code=None, timeout_s=90)
+    assert process.returncode != 0
+    if kill == "false":
+        assert f"RuntimeError: rank {rank} fails on purpose" in errors
+    assert group_is_gone(process.pid, within_s=15)
+
+
+def test_ranks_with_other_options_are_refused_on_every_rank(tmp_path: Path) -> None:
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    same = ["--trainer.devices", "2", "--ranks_per_host", "1"]
+    first = start(DMT, tmp_path, *same, env={**world, "LOCAL_RANK": "0"})
+    second = start(DMT, tmp_path, *same, "--model.num_towers", "2", env={**world, "LOCAL_RANK": "1"})
+    _, errors = finish(first, code=2)
+    finish(second, code=2)
+    [line] = [line for line in errors.splitlines() if line.startswith("dmt: error:")]
+    assert "rank 1 was given another configuration than rank 0" in line
+    assert "Traceback" not in errors

@@ -1,0 +1,95 @@
+"""Tower modules against the paper's listing 1, written out."""
+
+import random
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmt.errors import UserInputError
+from dmt.modules import DLRMTower, PassThrough
+from dmt.modules.towers import TowerFactory
+
+# Dot products of up to 7 * 12 = 84 float32 values of order 1 in another order: rounding of about
+# sqrt(84) * 6e-8 = 6e-7; 1e-5 leaves a factor ten.
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def listing_1(tower: DLRMTower, embeddings: Tensor) -> Tensor:
+    """o1 = Linear(F_t*N -> p*D) of all features, o2 = Linear(N -> c*D) of each; p vectors, then c a feature."""
+    batch_size, num_features, dim = embeddings.shape
+    outputs = []
+    if tower.p:
+        weight = tower.mix.weight.view(tower.p, tower.out_dim, num_features, dim)
+        bias = tower.mix.bias.view(tower.p, tower.out_dim)
+        outputs.append(torch.einsum("pdfn,bfn->bpd", weight, embeddings) + bias)
+    if tower.c:
+        weight = tower.project.weight.view(tower.c, tower.out_dim, dim)
+        bias = tower.project.bias.view(tower.c, tower.out_dim)
+        each = torch.einsum("cdn,bfn->bfcd", weight, embeddings) + bias
+        outputs += [each[:, feature] for feature in range(num_features)]
+    return torch.cat(outputs, dim=1)
+
+
+@pytest.mark.parametrize(("c", "p"), [(1, 0), (0, 1), (0, 3), (2, 0), (1, 1), (3, 2)])
+def test_dlrm_tower_equals_the_papers_listing(seed: int, rng: random.Random, c: int, p: int) -> None:
+    num_features, dim, out_dim = rng.randint(1, 7), rng.choice([4, 8, 12]), rng.randint(1, 9)
+    tower = DLRMTower(num_features, dim, c=c, p=p, out_dim=out_dim)
+    embeddings = torch.randn(5, num_features, dim)
+    output = tower(embeddings)
+    assert output.shape == (5, c * num_features + p, out_dim) == (5, tower.out_features, tower.out_dim)
+    torch.testing.assert_close(output, listing_1(tower, embeddings), **TOLERANCE)
+
+
+def test_mixes_see_every_feature_and_projections_one() -> None:
+    tower = DLRMTower(3, 4, c=2, p=1, out_dim=5)
+    embeddings = torch.randn(1, 3, 4, requires_grad=True)
+    output = tower(embeddings)[0]  # (1 + 3 * 2, 5)
+    sources = []
+    for vector in output:
+        [gradient] = torch.autograd.grad(vector.sum(), embeddings, retain_graph=True)
+        sources.append(gradient[0].any(dim=1).nonzero().flatten().tolist())
+    assert sources == [[0, 1, 2], [0], [0], [1], [1], [2], [2]]
+
+
+def test_paper_settings_compress_as_the_paper_says() -> None:
+    # Section 3.2, N = 128: c=1, p=0, D=64 halves the elements that cross hosts, whatever the tower's size.
+    for num_features in (1, 3, 13):
+        tower = DLRMTower(num_features, 128, c=1, p=0, out_dim=64)
+        assert num_features * 128 / (tower.out_features * tower.out_dim) == 2
+    # c=0, p=1, D=128 makes one vector of the whole tower: a ratio of F_t.
+    tower = DLRMTower(2, 128, c=0, p=1, out_dim=128)
+    assert 2 * 128 / (tower.out_features * tower.out_dim) == 2
+    assert tower(torch.zeros(3, 2, 128)).shape == (3, 1, 128)
+
+
+@pytest.mark.parametrize("factory", [partial(DLRMTower, c=2, p=1, out_dim=5), PassThrough], ids=["dlrm", "pass"])
+def test_samples_are_independent_and_may_be_none(seed: int, factory: TowerFactory) -> None:
+    tower = factory(3, 4)
+    embeddings = torch.randn(6, 3, 4)
+    together = tower(embeddings)
+    torch.testing.assert_close(torch.cat([tower(part) for part in embeddings.split([1, 5])]), together, **TOLERANCE)
+    assert tower(embeddings[:0]).shape == (0, tower.out_features, tower.out_dim)
+
+
+def test_pass_through_changes_nothing(seed: int) -> None:
+    tower = PassThrough(3, 4)
+    embeddings = torch.randn(2, 3, 4)
+    assert torch.equal(tower(embeddings), embeddings)
+    assert (tower.out_features, tower.out_dim, list(tower.parameters())) == (3, 4, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"c": -1, "p": 2, "out_dim": 4}, "DLRMTower c=-1, p=2: give numbers >= 0, not both 0"),
+        ({"c": 1, "p": -3, "out_dim": 4}, "DLRMTower c=1, p=-3: give numbers >= 0, not both 0"),
+        ({"c": 0, "p": 0, "out_dim": 4}, "DLRMTower c=0, p=0: give numbers >= 0, not both 0"),
+        ({"out_dim": 0}, "DLRMTower out_dim=0: give a positive number"),
+        ({"out_dim": -8}, "DLRMTower out_dim=-8: give a positive number"),
+    ],
+)
+def test_wrong_sizes_are_named(options: dict, message: str) -> None:
+    with pytest.raises(UserInputError, match=f"^{message}$"):
+        DLRMTower(3, 4, **options)

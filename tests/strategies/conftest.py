@@ -1,0 +1,3 @@
+from tests.modules.fixtures import one_thread, rng, seed
+
+__all__ = ["one_thread", "rng", "seed"]
