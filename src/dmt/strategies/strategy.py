@@ -137,13 +137,14 @@ class TowerStrategy(DDPStrategy):
     def _check_agreement(self, trainer: pl.Trainer) -> None:
         """Fail on every rank, before any collective of the model, when ranks were configured differently."""
         assert self.lightning_module is not None
+        data = getattr(trainer, "datamodule", None)
         mine = {
             "topology": str(self.topology),
             "max_epochs, max_steps": f"{trainer.max_epochs}, {trainer.max_steps}",
             "batches": f"{trainer.limit_train_batches}, {trainer.limit_val_batches}, {trainer.val_check_interval}",
-            "data": f"{trainer.datamodule}",
-            "global_batch_size": f"{getattr(trainer.datamodule, 'global_batch_size', None)}",
-            "data seed": f"{getattr(trainer.datamodule, 'seed', None)}",
+            "data": f"{data}",
+            "global_batch_size": f"{getattr(data, 'global_batch_size', None)}",
+            "data seed": f"{getattr(data, 'seed', None)}",
         }
         for name, module in self.lightning_module.named_modules():
             if isinstance(module, TowerStage):

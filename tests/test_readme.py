@@ -1,0 +1,83 @@
+"""The README's commands parse and its Python runs; configurations say how they are run and describe cleanly."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dmt.cli import main
+from dmt.lightning_cli import DmtCLI
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*.yaml"))
+HAS_FLIGHTS = (ROOT / "../shared/data/flights").is_dir()
+
+
+def readme_commands() -> list[list[str]]:
+    """The arguments of every `dmt` command in the README's indented blocks, placeholders left in."""
+    blocks = re.findall(r"(?m)^    ((?:.*\\\n)*.*)$", README)
+    words = [shlex.split(block.replace("\\\n", " "), comments=True) for block in blocks]
+    return [line[line.index(name) + 1 :] for line in words for name in ("dmt", ".venv/bin/dmt") if name in line]
+
+
+def test_readme_has_commands() -> None:
+    verbs = [command[0] for command in readme_commands()]
+    assert verbs.count("fit") >= 5
+    assert verbs.count("describe") >= 2
+
+
+@pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
+def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("towers: [[a], [b]]\n")
+    filled = [{"DIR": str(tmp_path), "my_towers.yaml": str(plan)}.get(word, word) for word in command]
+    data_is_missing = "configs/flights.yaml" in filled and not HAS_FLIGHTS
+    if data_is_missing or str(tmp_path) in filled:
+        (tmp_path / "train.csv").write_text("label\n0\n")
+        (tmp_path / "valid.csv").write_text("label\n0\n")
+        filled += ["--data.path", str(tmp_path)]
+    if filled[0] == "describe":
+        main(filled)
+        assert "compression" in capsys.readouterr().out
+    else:
+        # The verb's own options, parsed and instantiated as it would, without launching ranks.
+        DmtCLI(filled, run=False)
+
+
+def test_readme_python_runs() -> None:
+    [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    small = code.replace("num_train=100_000", "num_train=2000, num_valid=200, num_test=200").replace(
+        "max_epochs=1", "max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False"
+    )
+    assert small.count("enable_progress_bar") == 1 and "num_valid" in small
+    exec(compile(small, "README.md", "exec"), {})
+
+
+def test_readme_make_targets_exist() -> None:
+    told = re.findall(r"(?m)^    make (\w+)", README)
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told and all(f"make {target}" in shown for target in told)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_config_opens_with_its_command_and_result(config: Path) -> None:
+    head = "".join(line for line in (ROOT / config).read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert f"dmt fit --config {config}" in head
+    assert all(word in head for word in ("Hardware:", "Time:", "Expect:"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_config_describes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if "flights" in config.name and not HAS_FLIGHTS:
+        pytest.skip("the flights data is not part of the project")
+    main(["describe", "--config", str(config), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert {"parameters", "mflops_per_sample", "compression_ratio", "towers", "bytes_per_iteration"} <= set(told)
+    for tower in told["towers"]:
+        assert len(tower["features"]) == tower["in_features"]
+        assert tower["out_features"] > 0 and tower["out_dim"] > 0
+    assert {"intra_host", "cross_host"} <= set(told["bytes_per_iteration"])
