@@ -27,6 +27,8 @@ from tests.distributed.harness import init_gloo
 # rounding of about sqrt(300) * 6e-8 = 1e-6 of the largest partial sum; 1e-5 leaves a factor ten.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
+OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -37,11 +39,11 @@ class Case:
     embedding_dim: int
     tower: object
 
-    def build(self) -> TowerStage:
+    def build(self, optimizer_name: str = "sgd") -> TowerStage:
         """The plain stage; every call gives the same initial values."""
         torch.manual_seed(7)
-        # lr = 1: one step moves a row by exactly its gradient.
-        optimizer = EmbeddingOptimizer(name="sgd", learning_rate=1.0)
+        # lr = 1: one step of SGD moves a row by exactly its gradient.
+        optimizer = EmbeddingOptimizer(name=optimizer_name, learning_rate=1.0)
         return TowerStage(
             schema=self.schema,
             plan=self.plan,
@@ -193,3 +195,26 @@ def check_many(ranks_per_host: int, seed: int, num_cases: int) -> int:
                 raise AssertionError(f"seed {seed}, case {index}, {kind}, {case}: {error}") from error
             rng.setstate(state)
     return num_cases
+
+
+def stage_state_shapes(kind: str, optimizer_name: str) -> dict[str, list[int]]:
+    """Names and shapes of the state that this rank holds of a fixed stage on two hosts of two ranks."""
+    if not dist.is_initialized():
+        init_gloo()
+    case = draw_case(random.Random(3), multi_hot=False)
+    with deferred_tables():
+        plain = case.build(optimizer_name)
+    stage = shard(kind, plain, Topology(world_size=dist.get_world_size(), ranks_per_host=2))
+    return {name: list(tensor.shape) for name, tensor in stage.stage_state().items()}
+
+
+def all_state_shapes() -> list[dict[str, list[int]]]:
+    """:func:`stage_state_shapes` of both strategies with every optimiser."""
+    return [stage_state_shapes(kind, name) for kind in ("sptt", "torchrec") for name in OPTIMIZERS]
+
+
+def plain_state_shapes() -> list[dict[str, list[int]]]:
+    """The same of the plain stage, once for each strategy."""
+    case = draw_case(random.Random(3), multi_hot=False)
+    plain = [case.build(name).state_dict() for name in OPTIMIZERS]
+    return [{name: list(tensor.shape) for name, tensor in state.items()} for state in plain] * 2

@@ -120,16 +120,19 @@ class PendingSizes:
     """Gathers one integer from every rank while other work goes on."""
 
     def __init__(self, *, world_size: int, device: torch.device) -> None:
-        self._sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size)]
+        self.world_size, self.device = world_size, device
+        self._sizes: list[Tensor] = []
         self._work: dist.Work | None = None
 
     def start(self, size: int) -> None:
         """Begin to gather; every rank calls it with its own ``size``."""
-        own = torch.tensor([size], device=self._sizes[0].device)
-        if len(self._sizes) == 1:
+        own = torch.tensor([size], device=self.device)
+        if self.world_size == 1:
             self._sizes = [own]
-        else:
-            self._work = dist.all_gather(self._sizes, own, async_op=True)
+            return
+        # Fresh tensors: an earlier gather that nobody waited for may still be writing to the last ones.
+        self._sizes = [torch.empty_like(own) for _ in range(self.world_size)]
+        self._work = dist.all_gather(self._sizes, own, async_op=True)
 
     def wait(self) -> list[int]:
         """The gathered integers, by rank."""

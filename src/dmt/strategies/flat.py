@@ -82,7 +82,8 @@ class FlatStage(ShardedStage):
                     initialize_rows(weight, table=table, first_row=0, seed=stage.embeddings.seed)
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
-        self._sizes.start(features.stride())
+        if torch.is_grad_enabled():  # only training asks for the sizes
+            self._sizes.start(features.stride())
         pooled = self._embeddings[0](features)
         # TorchRec's output follows its sharding, so features are picked by name.
         [flat] = KeyedTensor.regroup([pooled], [list(self.plan.feature_names)])
