@@ -127,12 +127,12 @@ def test_a_plan_fits_its_features_in_any_order() -> None:
 
 def test_features_left_out_are_named() -> None:
     plan = TowerPlan(towers=[["a"], ["c"]])
-    with pytest.raises(UserInputError, match="'b' of the data .*in no tower; add .* to one tower"):
+    with pytest.raises(UserInputError, match=r"'b' of the data .*in no tower; add .* to one tower"):
         plan.check_features(["a", "b", "c"])
     with pytest.raises(UserInputError, match="features 'b', 'd' of the data"):
         plan.check_features(["a", "b", "c", "d"])
 
 
 def test_unknown_features_are_named_with_the_columns_there_are() -> None:
-    with pytest.raises(UserInputError, match="no categorical column 'x', 'y'; its columns are a, b$"):
+    with pytest.raises(UserInputError, match=r"no categorical column 'x', 'y'; its columns are a, b$"):
         TowerPlan(towers=[["a", "x"], ["b", "y"]]).check_features(["a", "b"])

@@ -36,7 +36,7 @@ def test_a_multi_hot_column_may_be_empty_on_average() -> None:
 
 
 def test_a_schema_needs_a_categorical_column() -> None:
-    with pytest.raises(UserInputError, match="no categorical columns: .*name them"):
+    with pytest.raises(UserInputError, match=r"no categorical columns: .*name them"):
         FeatureSchema(categorical=[], dense=["x"])
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
-from dmt.callbacks import Throughput
+from dmt.callbacks import PredictionFile, Throughput
 from dmt.datamodules import ClickDataModule
 from dmt.describe import Layout, describe, print_description
 from dmt.errors import UserInputError
@@ -36,10 +36,12 @@ class DmtCLI(LightningCLI):
             ClickDataModule,
             subclass_mode_data=True,
             seed_everything_default=1,
+            # ClickModel names its optimisers itself: dense layers and embedding rows have different ones.
+            auto_configure_optimizers=False,
             # Loaders shard themselves by rank, without losing or repeating a sample.
             trainer_defaults={
                 "use_distributed_sampler": False,
-                "callbacks": [self._throughput],
+                "callbacks": [self._throughput, PredictionFile()],
                 # It would count this rank's shards only; the description printed before is of the whole model.
                 "enable_model_summary": False,
             },

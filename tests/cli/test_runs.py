@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import polars
 import pytest
 
 from tests.distributed.harness import free_port
@@ -98,6 +99,21 @@ def test_checkpoint_of_four_ranks_is_tested_by_one_process(finished: Path, capfd
     [auroc] = re.findall(r"test/auroc\D+([\d.]+)", done.stdout)
     # Float32 logits of other batch shapes differ in the last digits, which can swap a close pair of samples.
     assert float(auroc) == pytest.approx(summary(finished)["metrics"]["test/auroc"], abs=1e-4)
+
+
+def test_predictions_of_four_ranks_are_in_data_order(finished: Path, tmp_path: Path) -> None:
+    files = {}
+    for name, layout in {"one": ["auto", "1"], "four": ["sptt", "4"]}.items():
+        command = ["predict", "--config", str(finished / "config.yaml"), "--ckpt_path", summary(finished)["checkpoint"]]
+        options = ["--trainer.strategy", layout[0], "--trainer.devices", layout[1]]
+        logs = ["--trainer.logger.save_dir", str(tmp_path / name)]
+        done = subprocess.run([*DMT, *command, *options, *logs], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        [files[name]] = (tmp_path / name).rglob("predictions.parquet")
+    one, four = (polars.read_parquet(files[name])["probability"].to_list() for name in ("one", "four"))
+    assert len(one) == 500  # data.num_test
+    # Float32 through matrix products of another number of rows.
+    assert four == pytest.approx(one, rel=1e-4)
 
 
 def test_two_agents_of_torchrun_give_the_numbers_of_one_machine(finished: Path, tmp_path: Path) -> None:

@@ -114,6 +114,6 @@ def test_wrong_layer_sizes_are_named(options: dict, message: str) -> None:
 
 
 def test_a_single_vector_has_nothing_to_interact_with() -> None:
-    with pytest.raises(UserInputError, match="one tower output and no numeric columns .* add features or outputs"):
+    with pytest.raises(UserInputError, match=r"one tower output and no numeric columns .* add features or outputs"):
         DLRM(make_stage(num_features=1), 0, over_layers=[4])
     assert DLRM(make_stage(num_features=1), 2, over_layers=[4]).interaction.out_features == 1

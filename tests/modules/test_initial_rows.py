@@ -1,5 +1,6 @@
 """Initial values of embedding tables: the same however a table is cut."""
 
+import itertools
 import random
 
 import pytest
@@ -27,7 +28,7 @@ def rows(start: int, end: int, *, config: EmbeddingBagConfig, seed: int) -> Tens
 def test_any_split_of_the_rows_gives_the_same_values(seed: int, rng: random.Random) -> None:
     whole = rows(0, ROWS, config=table(), seed=seed)
     cuts = sorted([0, ROWS, BLOCK, BLOCK + 1, *rng.sample(range(1, ROWS), 3)])
-    pieces = [rows(a, b, config=table(), seed=seed) for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [rows(a, b, config=table(), seed=seed) for a, b in itertools.pairwise(cuts)]
     # Bit for bit: nothing is computed, only drawn.
     assert torch.equal(torch.cat(pieces), whole)
     assert torch.equal(rows(BLOCK - 3, BLOCK + 5, config=table(), seed=seed), whole[BLOCK - 3 : BLOCK + 5])
@@ -54,7 +55,7 @@ def test_tables_seeds_and_blocks_differ(seed: int) -> None:
 def test_values_are_uniform_within_the_bound(seed: int) -> None:
     values = rows(0, ROWS, config=table(), seed=seed).double()
     bound = ROWS**-0.5
-    assert values.abs().max() <= bound
+    assert values.abs().max() <= bound * (1 + 1e-7)  # the bound itself is drawn, rounded to float32
     assert values.abs().max() > 0.999 * bound  # 528,288 values: all below has a chance of e^-528
     # Standard errors of mean and standard deviation: bound / sqrt(3 n) and 0.45 of that; five of the first.
     error = 5 * bound / (3 * values.numel()) ** 0.5

@@ -179,7 +179,7 @@ def test_a_factory_of_other_modules_is_refused(factory: Callable[..., nn.Module]
 def test_a_plan_of_other_features_is_refused() -> None:
     schema = FeatureSchema(categorical=[CategoricalFeature(name=name, num_embeddings=2) for name in "ab"])
     for towers in ([["a"]], [["a"], ["b", "c"]]):
-        with pytest.raises(UserInputError, match="^tower plan: "):
+        with pytest.raises(UserInputError, match=r"^tower plan: "):
             TowerStage(
                 schema=schema,
                 plan=TowerPlan(towers=towers),

@@ -18,7 +18,7 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 def listing_1(tower: DLRMTower, embeddings: Tensor) -> Tensor:
     """o1 = Linear(F_t*N -> p*D) of all features, o2 = Linear(N -> c*D) of each; p vectors, then c a feature."""
-    batch_size, num_features, dim = embeddings.shape
+    num_features, dim = embeddings.shape[1:]
     outputs = []
     if tower.p:
         weight = tower.mix.weight.view(tower.p, tower.out_dim, num_features, dim)

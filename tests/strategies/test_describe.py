@@ -1,5 +1,6 @@
 """describe(): parameters, FLOPs and bytes against built models, hand counts and the paper."""
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,7 @@ def layout(strategy: str = "sptt", *, world_size: int = 2, ranks_per_host: int =
 
 def chain(*sizes: int) -> int:
     """Multiply-adds per sample of linear layers one after the other."""
-    return sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    return sum(a * b for a, b in itertools.pairwise(sizes))
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, NO_DENSE], ids=["dense", "no_dense"])

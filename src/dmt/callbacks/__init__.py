@@ -1,5 +1,6 @@
-"""Lightning callbacks: meters."""
+"""Lightning callbacks: meters and what runs leave behind."""
 
+from dmt.callbacks.predictions import PredictionFile
 from dmt.callbacks.throughput import Throughput
 
-__all__ = ["Throughput"]
+__all__ = ["PredictionFile", "Throughput"]
