@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.modules import ClickModel, TopArch, TowerStage, deferred_tables
-from dmt.modules.stage import run_towers
+from dmt.modules.stage import Stage, run_towers
 from dmt.schema import FeatureSchema
 from dmt.strategies.stage import table_costs, wire_id_dtype
 from dmt.strategies.topology import Placement, Topology
@@ -93,7 +93,7 @@ def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[s
     }
 
 
-class _CountedStage(nn.Module):
+class _CountedStage(Stage):
     """A tower stage whose lookups are replaced by embeddings on the meta device, which cost no FLOPs."""
 
     def __init__(self, stage: TowerStage) -> None:
@@ -105,6 +105,9 @@ class _CountedStage(nn.Module):
         shape = (_FLOP_BATCH, len(self.stage.tables), self.stage.embedding_dim)
         embeddings = torch.empty(shape, device="meta", requires_grad=True)
         return run_towers(self.stage.tower_modules, embeddings.split(self.stage.tower_sizes, dim=1))
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        raise AssertionError("a stage that is only counted has no rows")
 
 
 def _flops_per_sample(top: TopArch, stage: TowerStage, num_dense: int) -> float:

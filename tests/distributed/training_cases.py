@@ -57,6 +57,8 @@ def make_model(run: Run) -> ClickModel:
         top=partial(DLRM, bottom_layers=[8], over_layers=[16]),
         dense_optimizer=partial(optimizer, lr=0.1 if run.dense_optimizer == "SGD" else 0.01),
         embedding_optimizer=EmbeddingOptimizer(name="rowwise_adagrad", learning_rate=0.1),
+        # Reaches dense layers and embedding rows, and is resumed with them.
+        lr_scheduler=partial(torch.optim.lr_scheduler.PolynomialLR, total_iters=10),
     )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchrec.datasets.utils import Batch
 
@@ -19,11 +21,12 @@ from dmt.modules.dlrm import DLRM, TopArch, TopArchFactory
 from dmt.modules.embeddings import EmbeddingOptimizer
 from dmt.modules.metrics import click_metrics
 from dmt.modules.optimizers import match_by_name
-from dmt.modules.stage import TowerStage
+from dmt.modules.stage import Stage, TowerStage
 from dmt.modules.towers import PassThrough, TowerFactory
 from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
 
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
 DenseOptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 
 
@@ -41,6 +44,8 @@ class ClickModel(L.LightningModule):
         top: model over the tower stage, by class path.
         dense_optimizer: optimiser of all dense layers, tower modules included, by class path.
         embedding_optimizer: optimiser of embedding rows, run inside the backward pass.
+        lr_scheduler: learning-rate schedule, stepped after every training step, by class path. The embedding
+            optimiser's rate follows the ratio between the scheduled and the initial rate of the dense one.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class ClickModel(L.LightningModule):
         top: TopArchFactory = DLRM,
         dense_optimizer: DenseOptimizerFactory = torch.optim.Adam,
         embedding_optimizer: EmbeddingOptimizer = EmbeddingOptimizer(),  # noqa: B008 - frozen
+        lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -63,6 +69,7 @@ class ClickModel(L.LightningModule):
         self.top = top
         self.dense_optimizer = dense_optimizer
         self.embedding_optimizer = embedding_optimizer
+        self.lr_scheduler = lr_scheduler
         self.model: TopArch | None = None
         self.val_metrics = click_metrics("val/")
         self.test_metrics = click_metrics("test/")
@@ -138,11 +145,25 @@ class ClickModel(L.LightningModule):
         """Click probabilities (B,)."""
         return torch.sigmoid(self(batch).float())
 
-    def configure_optimizers(self) -> Optimizer:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the embedding rows' learning rate follow the dense layers' schedule."""
+        if self.lr_scheduler is None:
+            return
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        group = optimizer.param_groups[0]
+        rate = self.embedding_optimizer.learning_rate * group["lr"] / group["initial_lr"]
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.set_learning_rate(rate)
+
+    def configure_optimizers(self) -> Optimizer | OptimizerLRSchedulerConfig:
         """The optimiser of the dense layers; embedding tables update themselves inside backward."""
         optimizer = self.dense_optimizer([p for p in self.parameters() if p.requires_grad])
         match_by_name(optimizer, self)
-        return optimizer
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the model was built from, so that a checkpoint can rebuild it without the data."""

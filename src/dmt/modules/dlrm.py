@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.errors import UserInputError
 from dmt.modules.interactions import DotInteraction
-from dmt.modules.stage import TowerStage
+from dmt.modules.stage import Stage
 
 
 class TopArch(nn.Module, ABC):
@@ -27,7 +27,7 @@ class TopArch(nn.Module, ABC):
         """((B, num_dense), KeyedJaggedTensor of B samples) -> logits (B,)."""
 
 
-TopArchFactory = Callable[[TowerStage, int], TopArch]
+TopArchFactory = Callable[[Stage, int], TopArch]
 """Makes the model over a tower stage from the stage and the number of numeric columns."""
 
 
@@ -46,7 +46,7 @@ class DLRM(TopArch):
 
     def __init__(
         self,
-        stage: TowerStage,
+        stage: Stage,
         num_dense: int,
         *,
         bottom_layers: Sequence[int] = (512, 256),

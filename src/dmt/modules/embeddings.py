@@ -187,6 +187,11 @@ class FusedEmbeddingBags(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             return self._kernel[0](indices.clone(), offsets.clone())
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use this step size from the next backward on."""
+        for kernel in self._kernel:
+            kernel.set_learning_rate(learning_rate)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # .to(), .cpu(), .half() would replace the registered views by copies that the kernel never sees.
         # Tables are created on their device and stay there, in float32.

@@ -8,6 +8,7 @@ Shapes: B samples, F features, F_t features of tower t, N embedding dim, O_t out
 outputs, D output dim, T towers, V ids.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -22,7 +23,22 @@ from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
 
 
-class TowerStage(nn.Module):
+class Stage(nn.Module, ABC):
+    """A tower stage, however it is evaluated: plain, or sharded by a Strategy."""
+
+    out_features: int
+    out_dim: int
+
+    @abstractmethod
+    def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        """(KeyedJaggedTensor of F keys, B samples) -> (B, O, D), towers in plan order."""
+
+    @abstractmethod
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use this step size for embedding rows from the next backward on."""
+
+
+class TowerStage(Stage):
     """Look up every feature, run each tower's module on its features, concatenate the towers' outputs.
 
     Args:
@@ -87,6 +103,9 @@ class TowerStage(nn.Module):
         pooled = self.embeddings(ids, bag_offsets(ids, lengths))  # (B, F*N)
         pieces = pooled.view(-1, len(self.tables), self.embedding_dim).split(self.tower_sizes, dim=1)
         return run_towers(self.tower_modules, pieces)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        self.embeddings.set_learning_rate(learning_rate)
 
 
 def tower_modules(towers: Iterable[nn.Module]) -> list[TowerModule]:

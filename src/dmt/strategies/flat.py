@@ -90,6 +90,12 @@ class FlatStage(ShardedStage):
         embeddings = flat.view(features.stride(), len(self.plan.feature_names), self.embedding_dim)
         return run_towers(tower_modules(self.towers), embeddings.split(self.tower_sizes, dim=1))
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        optimizer = self._embeddings[0].fused_optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()  # hands the rate to the kernels; rows move in backward
+
     def batch_sizes(self) -> list[int]:
         return self._sizes.wait()
 

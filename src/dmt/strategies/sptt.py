@@ -218,6 +218,9 @@ class SpttStage(ShardedStage):
             tower_outputs |= dict(zip(self.placement.group_towers(group), parts, strict=True))
         return torch.cat([tower_outputs[tower] for tower in sorted(tower_outputs)], dim=1)
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        self.embeddings.set_learning_rate(learning_rate)
+
     def batch_sizes(self) -> list[int]:
         return self._batch_sizes
 

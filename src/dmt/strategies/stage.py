@@ -1,25 +1,20 @@
 """What a Strategy needs to know of a sharded tower stage, however it is sharded."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
-from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torch import Tensor
 
-from dmt.modules.stage import TowerStage
+from dmt.modules.stage import Stage, TowerStage
 from dmt.strategies.topology import TableCost
 
 
-class ShardedStage(nn.Module, ABC):
+class ShardedStage(Stage):
     """Another way to evaluate a :class:`~dmt.modules.stage.TowerStage`, over many ranks.
 
     Its parameters' gradients come out on the contract's scale, the gradient of the mean loss over the
     global batch, if :class:`~dmt.strategies.strategy.TowerStrategy` weights the ranks' losses.
     """
-
-    @abstractmethod
-    def forward(self, features: KeyedJaggedTensor) -> Tensor:
-        """(KeyedJaggedTensor of F keys, B samples) -> (B, O, D), towers in plan order."""
 
     @abstractmethod
     def batch_sizes(self) -> list[int]:
