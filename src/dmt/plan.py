@@ -105,7 +105,7 @@ class TowerPlan:
             raise UserInputError(f"tower plan {path}: no such file; give the path of a TowerPlan YAML file")
         try:
             data = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise UserInputError(f"tower plan {path}: not a YAML file ({reason}); fix or rewrite it") from error
         towers = data.get("towers") if isinstance(data, dict) else None
@@ -116,7 +116,7 @@ class TowerPlan:
                 f"tower plan {path}: needs a key 'towers' with a list of lists of column names, "
                 "for example towers: [[C1, C3], [C2, C4]]"
             )
-        unknown = sorted(set(data) - {"towers", "method"})
+        unknown = sorted(str(key) for key in set(data) - {"towers", "method"})
         if unknown:
             raise UserInputError(f"tower plan {path}: unknown key {unknown[0]!r}; the keys are towers and method")
         try:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.modules import DLRMTower, EmbeddingOptimizer, PassThrough, TowerStage, deferred_tables
+from dmt.modules.embeddings import weight_name
 from dmt.plan import TowerPlan
 from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies.flat import FlatStage
@@ -166,7 +167,8 @@ def _compare_gradients(stage: ShardedStage, reference: Reference) -> None:
 
 def _compare_parameters(stage: ShardedStage, reference: Reference) -> None:
     state = stage.stage_state()
-    owned = {n.removeprefix("embeddings.weights."): t for n, t in state.items() if n.startswith("embeddings.weights.")}
+    names = {f"embeddings.{weight_name(name)}": name for name in reference.bags}
+    owned = {names[key]: tensor for key, tensor in state.items() if key in names}
     for name, tensor in owned.items():
         torch.testing.assert_close(
             tensor, reference.bags[name].weight.data, msg=lambda m, n=name: f"{n}: {m}", **TOLERANCE

@@ -167,9 +167,6 @@ def test_the_loss_is_the_mean_over_the_batch_and_zero_for_none(seed: int, monkey
     assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.requires_grad)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="click_model.py: Lightning calls configure_model before on_load_checkpoint"
-)
 def test_a_checkpoint_rebuilds_the_model_without_the_data(trained: Trained) -> None:
     loaded = ClickModel.load_from_checkpoint(trained.checkpoint, weights_only=True, **FACTORIES)
     assert torch.equal(predictions(loaded, trained.data), predictions(trained.model, trained.data))
@@ -177,7 +174,6 @@ def test_a_checkpoint_rebuilds_the_model_without_the_data(trained: Trained) -> N
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
-@pytest.mark.xfail(strict=True, reason="click_model.py: __init__ reads the plan's file before the checkpoint's towers")
 def test_a_checkpoint_outlives_its_plan_file(seed: int, tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.yaml")
     data, trainer = make_data(seed=seed), make_trainer(max_steps=1)

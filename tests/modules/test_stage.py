@@ -122,11 +122,12 @@ def test_a_batch_of_other_features_is_refused(keys: list[str]) -> None:
 def test_a_single_hot_batch_with_another_number_of_ids_is_refused() -> None:
     lengths = torch.tensor([1, 1, 1, 2, 1, 1, 1, 1, 1, 1], dtype=torch.int32)
     batch = KeyedJaggedTensor(NAMES, torch.zeros(11, dtype=torch.int64), lengths=lengths)
-    with pytest.raises(UserInputError, match=r"11 ids for 2 samples of 5 single-hot features; mark .* as multi_hot"):
+    with pytest.raises(
+        UserInputError, match=r"11 ids for 2 samples of 5 single-hot features, .*; mark .* as multi_hot"
+    ):
         make_stage()(batch)
 
 
-@pytest.mark.xfail(strict=True, reason="stage.py: BagOrder counts ids, so none here and two there pass as single-hot")
 def test_a_single_hot_batch_with_none_and_two_ids_is_refused() -> None:
     lengths = torch.tensor([2, 0, 1, 1, 1, 1, 1, 1, 1, 1], dtype=torch.int32)
     batch = KeyedJaggedTensor(NAMES, torch.zeros(10, dtype=torch.int64), lengths=lengths)
@@ -134,7 +135,6 @@ def test_a_single_hot_batch_with_none_and_two_ids_is_refused() -> None:
         make_stage()(batch)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="stage.py: BagOrder drops a batch's weights silently")
 def test_weights_of_ids_are_used_or_refused(seed: int, rng: random.Random) -> None:
     stage = make_stage(multi_hot=True)
     plain = make_batch(stage, 8, rng)
@@ -190,7 +190,6 @@ def test_a_plan_of_other_features_is_refused() -> None:
 
 
 # Names of attributes of nn.Module and nn.ParameterDict, which registered parameters must not hide.
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="embeddings.py: the name is taken in nn.ParameterDict")
 @pytest.mark.parametrize("name", ["type", "items", "train", "keys"])
 def test_a_column_may_have_any_name_or_is_refused_clearly(name: str) -> None:
     try:

@@ -64,7 +64,7 @@ class ClickModel(L.LightningModule):
         self.save_hyperparameters()
         self.embedding_dim = embedding_dim
         self.num_towers = num_towers
-        self.plan = plan if plan is None or isinstance(plan, TowerPlan) else TowerPlan.load(plan)
+        self.plan = plan
         self.tower = tower
         self.top = top
         self.dense_optimizer = dense_optimizer
@@ -80,7 +80,8 @@ class ClickModel(L.LightningModule):
         Raises:
             UserInputError: plan, towers, dims or layer sizes do not fit the schema or each other.
         """
-        plan = self.plan or _default_plan(schema, num_towers=self.num_towers)
+        plan = TowerPlan.load(self.plan) if isinstance(self.plan, str) else self.plan
+        plan = plan or _default_plan(schema, num_towers=self.num_towers)
         stage = TowerStage(
             schema=schema,
             plan=plan,
@@ -99,7 +100,8 @@ class ClickModel(L.LightningModule):
 
     def configure_model(self) -> None:
         """Build the model from the DataModule's schema, unless :meth:`build` was called before."""
-        if self.model is not None:
+        if self.model is not None or self._trainer is None:
+            # load_from_checkpoint calls this without a Trainer, and then on_load_checkpoint, which builds.
             return
         schema = getattr(getattr(self.trainer, "datamodule", None), "schema", None)
         if not isinstance(schema, FeatureSchema):

@@ -5,10 +5,10 @@ Shapes: B samples, F features, V ids, N embedding dim.
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -69,6 +69,11 @@ class EmbeddingOptimizer:
             raise UserInputError(
                 f"embedding optimizer learning_rate={self.learning_rate}, eps={self.eps}: give numbers >= 0"
             )
+        if self.eps == 0 and self.name != "sgd":
+            raise UserInputError(
+                f"embedding optimizer eps=0: {self.name} would divide a first gradient of 0 by 0; give a small "
+                "number, for example 1e-8"
+            )
 
 
 _FBGEMM_OPTIMIZERS = {
@@ -85,6 +90,16 @@ def fbgemm_optimizer(optimizer: EmbeddingOptimizer) -> dict[str, object]:
         "learning_rate": optimizer.learning_rate,
         "eps": optimizer.eps,
     }
+
+
+def weight_name(table: str) -> str:
+    """State name of a table's weights. The suffix keeps a column named ``type`` from hiding ``Module.type``."""
+    return f"{table}_weight"
+
+
+def momentum_name(table: str) -> str:
+    """State name of a table's optimiser accumulator."""
+    return f"{table}_momentum"
 
 
 def initialize_rows(rows: Tensor, *, table: EmbeddingBagConfig, first_row: int, seed: int) -> None:
@@ -117,8 +132,8 @@ def initialize_rows(rows: Tensor, *, table: EmbeddingBagConfig, first_row: int, 
 class FusedEmbeddingBags(nn.Module):
     """Sum-pooled lookups in several tables by one FBGEMM kernel that also updates them in backward.
 
-    ``weights`` and ``momentum`` are views of the kernel's storage, registered so that ``state_dict`` saves
-    and loads both. They do not require gradients: no gradient of a table ever exists as a tensor.
+    Weights and accumulators are registered as views of the kernel's storage, so that ``state_dict`` saves and
+    loads both. They do not require gradients: no gradient of a table ever exists as a tensor.
 
     Args:
         tables: table configurations with one feature each; outputs follow their order.
@@ -140,13 +155,12 @@ class FusedEmbeddingBags(nn.Module):
         self.tables = list(tables)
         self.optimizer = optimizer
         self.seed = seed
-        self.weights = nn.ParameterDict()
-        self.momentum = nn.Module()
         # A plain attribute, hidden from the module tree: the kernel's own parameters are flat buffers of all
         # tables, which must reach neither state_dict nor an optimiser nor DistributedDataParallel.
         self._kernel: list[SplitTableBatchedEmbeddingBagsCodegen] = []
+        self.device = torch.get_default_device()
         if self.tables and not _defer_tables.get():
-            self._allocate(torch.get_default_device())
+            self._allocate(self.device)
 
     def _allocate(self, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
@@ -165,9 +179,14 @@ class FusedEmbeddingBags(nn.Module):
         for index, (table, weight) in enumerate(zip(self.tables, kernel.split_embedding_weights(), strict=True)):
             with torch.no_grad():
                 initialize_rows(weight, table=table, first_row=0, seed=self.seed)
-            self.weights[table.name] = nn.Parameter(weight.detach(), requires_grad=False)
+            self.register_parameter(weight_name(table.name), nn.Parameter(weight.detach(), requires_grad=False))
             if states:
-                self.momentum.register_buffer(table.name, states[index]["sum"])
+                self.register_buffer(momentum_name(table.name), states[index]["sum"])
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The live weights (rows, N) of each table; empty under ``deferred_tables()``."""
+        return {t.name: self.get_parameter(weight_name(t.name)) for t in self.tables if self._kernel}
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
         """Look up and pool.
@@ -196,6 +215,14 @@ class FusedEmbeddingBags(nn.Module):
         # .to(), .cpu(), .half() would replace the registered views by copies that the kernel never sees.
         # Tables are created on their device and stay there, in float32.
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A field-by-field copy would give views of the old kernel's storage beside a new kernel.
+        with self.device, nullcontext() if self._kernel else deferred_tables():
+            twin = type(self)(self.tables, optimizer=self.optimizer, seed=self.seed)
+        twin.load_state_dict(self.state_dict())
+        memo[id(self)] = twin
+        return twin
 
     def extra_repr(self) -> str:
         return ", ".join(f"{t.name}: {t.num_embeddings}x{t.embedding_dim}" for t in self.tables)

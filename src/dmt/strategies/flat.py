@@ -13,7 +13,7 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from dmt.modules.embeddings import fbgemm_optimizer, initialize_rows
+from dmt.modules.embeddings import fbgemm_optimizer, initialize_rows, momentum_name, weight_name
 from dmt.modules.stage import TowerStage, run_towers, tower_modules
 from dmt.strategies.collectives import PendingSizes
 from dmt.strategies.stage import ShardedStage, table_costs
@@ -67,18 +67,18 @@ class FlatStage(ShardedStage):
         state: dict[str, Tensor] = {}
         for key, sharded in self._embeddings[0].state_dict().items():
             table = key.removeprefix("embedding_bags.").removesuffix(".weight")
-            state |= {f"embeddings.weights.{table}": shard.tensor for shard in sharded.local_shards()}
+            state |= {f"embeddings.{weight_name(table)}": shard.tensor for shard in sharded.local_shards()}
         for moments in self._embeddings[0].fused_optimizer.state_dict()["state"].values():
             for key, sharded in moments.items():
                 table = key.removesuffix(".momentum1")
                 if table != key:  # SGD has a placeholder or nothing here
-                    state |= {f"embeddings.momentum.{table}": shard.tensor for shard in sharded.local_shards()}
+                    state |= {f"embeddings.{momentum_name(table)}": shard.tensor for shard in sharded.local_shards()}
         return state
 
     def _initialize(self, stage: TowerStage) -> None:
         with torch.no_grad():
             for table in stage.tables:
-                if (weight := self._state.get(f"embeddings.weights.{table.name}")) is not None:
+                if (weight := self._state.get(f"embeddings.{weight_name(table.name)}")) is not None:
                     initialize_rows(weight, table=table, first_row=0, seed=stage.embeddings.seed)
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
