@@ -81,6 +81,10 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ([*QUICK, "--trainer.strategy", "spt"], ["trainer.strategy=spt", "sptt"]),
         ([*QUICK, "--trainer.accumulate_grad_batches", "2"], ["accumulate_grad_batches=2", "global_batch_size"]),
         ([*QUICK, "--trainer.gradient_clip_val", "1"], ["gradient_clip_val=1", "remove"]),
+        (
+            [*QUICK, "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"],
+            ["EMAWeightAveraging", "lr_scheduler"],
+        ),
         ([*QUICK, "--ckpt_path", "nowhere.ckpt"], ["ckpt_path=nowhere.ckpt", "no such checkpoint"]),
     ],
 )

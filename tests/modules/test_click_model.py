@@ -102,9 +102,10 @@ def test_without_a_plan_towers_are_strided(num_towers: int, sizes: list[int]) ->
     assert [len(tower) for tower in expected.towers] == sizes
 
 
-def test_a_plan_may_be_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_plan_may_be_a_file(tmp_path: Path, kind: Callable[[Path], Any]) -> None:
     PLAN.save(tmp_path / "plan.yaml")
-    model = make_model(plan=str(tmp_path / "plan.yaml"), num_towers=1)
+    model = make_model(plan=kind(tmp_path / "plan.yaml"), num_towers=1)
     model.build(make_data().schema)
     assert model.resolved_plan == PLAN
 

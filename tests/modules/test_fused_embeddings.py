@@ -212,6 +212,31 @@ def test_a_copys_state_dict_follows_its_own_steps(seed: int, rng: random.Random)
         assert not torch.equal(bags.state_dict()[key], before[key]), key
 
 
+def test_a_learning_rate_that_was_set_is_that_of_the_next_step(seed: int, rng: random.Random) -> None:
+    bags = make(seed, name="sgd")
+    before = {table: weight.detach().clone() for table, weight in bags.weights.items()}
+    ids, offsets = draw_bags(rng)
+    bags.set_learning_rate(0.0)
+    train_step(bags, ids, offsets, torch.randn(BATCH, 24))
+    assert all(torch.equal(weight, before[table]) for table, weight in bags.weights.items())
+    bags.set_learning_rate(2.0)
+    leaves = {table: weight.clone().requires_grad_() for table, weight in before.items()}
+    gradient = torch.randn(BATCH, 24)
+    plain_lookup(leaves, ids, offsets).backward(gradient)
+    train_step(bags, ids, offsets, gradient)
+    for table, weight in bags.weights.items():
+        torch.testing.assert_close(weight.data, before[table] - 2.0 * leaves[table].grad, **TOLERANCE)
+
+
+def test_a_copy_keeps_the_learning_rate_that_was_set(seed: int, rng: random.Random) -> None:
+    bags = make(seed)
+    bags.set_learning_rate(0.0)
+    twin = copy.deepcopy(bags)
+    before = twin.weights["few"].detach().clone()
+    train_step(twin, *draw_bags(rng), torch.randn(BATCH, 24))
+    assert torch.equal(twin.weights["few"], before)
+
+
 def test_tables_reach_no_dense_optimizer(seed: int) -> None:
     bags = make(seed)
     assert [name for name, _ in bags.named_parameters()] == [f"{table}_weight" for table in TABLES]

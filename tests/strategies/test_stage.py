@@ -1,26 +1,31 @@
 """What placement and the wire take from a plain stage."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
+from dmt.errors import UserInputError
 from dmt.modules import EmbeddingOptimizer, PassThrough, TowerStage, deferred_tables
 from dmt.plan import TowerPlan
 from dmt.schema import CategoricalFeature, FeatureSchema
+from dmt.strategies.flat import FlatStage
 from dmt.strategies.stage import table_costs, wire_id_dtype
-from dmt.strategies.topology import TableCost
+from dmt.strategies.topology import TableCost, Topology
+from tests.distributed.harness import init_gloo, run_ranks
 
 
-def make_stage(*rows: int) -> TowerStage:
-    """Features f0, f1, ..., of which f1 holds several ids, in towers of one and of the others."""
+def make_stage(*rows: int, names: Sequence[str] = ("f0", "f1", "f2")) -> TowerStage:
+    """A stage of which the second feature holds several ids, in towers of the last feature and of the others."""
+    names = names[: len(rows)]
     features = [
-        CategoricalFeature(name=f"f{i}", num_embeddings=n, multi_hot=i == 1, mean_length=2.5 if i == 1 else 1.0)
-        for i, n in enumerate(rows)
+        CategoricalFeature(name=name, num_embeddings=n, multi_hot=i == 1, mean_length=2.5 if i == 1 else 1.0)
+        for i, (name, n) in enumerate(zip(names, rows, strict=True))
     ]
-    names = [feature.name for feature in features]
     with deferred_tables():
         return TowerStage(
             schema=FeatureSchema(categorical=features),
-            plan=TowerPlan(towers=[names[-1:], names[:-1]]),
+            plan=TowerPlan(towers=[tower for tower in (names[-1:], names[:-1]) if tower]),
             embedding_dim=8,
             tower=PassThrough,
             optimizer=EmbeddingOptimizer(),
@@ -40,3 +45,23 @@ def test_a_tables_cost_counts_float32_rows() -> None:
 @pytest.mark.parametrize(("rows", "dtype"), [(2, torch.int32), (2**31, torch.int32), (2**31 + 1, torch.int64)])
 def test_ids_travel_in_four_bytes_while_they_fit(rows: int, dtype: torch.dtype) -> None:
     assert wire_id_dtype(make_stage(rows, 3)) == dtype
+
+
+def flat_stage_errors(names: list[str]) -> list[str]:
+    """Runs in a rank: why a column of each name cannot be sharded by TorchRec."""
+    init_gloo()
+    errors = []
+    for name in names:
+        try:
+            topology = Topology(world_size=1, ranks_per_host=1)
+            FlatStage(make_stage(3, names=[name]), topology=topology, device=torch.device("cpu"))
+        except UserInputError:
+            continue  # refused clearly
+        except Exception as error:
+            errors.append(f"{name}: {error!r}")
+    return errors
+
+
+def test_the_flat_stage_takes_a_column_of_any_name() -> None:
+    # Attributes of nn.Module and nn.ModuleDict, which a registered table must not hide.
+    assert run_ranks(flat_stage_errors, world_size=1, args=(["type", "items", "city"],)) == [[]]

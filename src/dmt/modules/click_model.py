@@ -4,6 +4,7 @@ It never knows how the model is sharded; a Strategy replaces the tower stage aft
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -53,7 +54,7 @@ class ClickModel(L.LightningModule):
         *,
         embedding_dim: int = 16,
         num_towers: int = 1,
-        plan: TowerPlan | str | None = None,
+        plan: TowerPlan | str | Path | None = None,
         tower: TowerFactory = PassThrough,
         top: TopArchFactory = DLRM,
         dense_optimizer: DenseOptimizerFactory = torch.optim.Adam,
@@ -80,7 +81,7 @@ class ClickModel(L.LightningModule):
         Raises:
             UserInputError: plan, towers, dims or layer sizes do not fit the schema or each other.
         """
-        plan = TowerPlan.load(self.plan) if isinstance(self.plan, str) else self.plan
+        plan = TowerPlan.load(self.plan) if isinstance(self.plan, str | Path) else self.plan
         plan = plan or _default_plan(schema, num_towers=self.num_towers)
         stage = TowerStage(
             schema=schema,

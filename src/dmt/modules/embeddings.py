@@ -221,6 +221,8 @@ class FusedEmbeddingBags(nn.Module):
         with self.device, nullcontext() if self._kernel else deferred_tables():
             twin = type(self)(self.tables, optimizer=self.optimizer, seed=self.seed)
         twin.load_state_dict(self.state_dict())
+        for kernel in self._kernel:
+            twin.set_learning_rate(kernel.get_learning_rate())
         memo[id(self)] = twin
         return twin
 

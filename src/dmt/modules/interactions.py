@@ -19,16 +19,15 @@ class DotInteraction(nn.Module):
                 [4., 4., 4.]])
     """
 
-    pairs: Tensor
-
     def __init__(self, num_vectors: int) -> None:
         super().__init__()
         rows, columns = torch.triu_indices(num_vectors, num_vectors, offset=1)
-        # Never saved: it follows from n.
-        self.register_buffer("pairs", rows * num_vectors + columns, persistent=False)
+        # Not a buffer: weight averaging averages buffers, and an average of indices is off by one now and then.
+        self.pairs = rows * num_vectors + columns
         self.out_features = self.pairs.numel()
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(B, n, D) -> (B, n*(n-1)/2)."""
+        self.pairs = self.pairs.to(vectors.device)
         products = torch.bmm(vectors, vectors.transpose(1, 2))
         return products.flatten(1).index_select(1, self.pairs)

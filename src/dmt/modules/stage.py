@@ -140,17 +140,15 @@ class BagOrder(nn.Module):
         names: features in the wanted order.
     """
 
-    order: Tensor
-
     def __init__(self, schema: FeatureSchema, names: Sequence[str]) -> None:
         super().__init__()
         self.keys = list(schema.feature_names)
         self.single_hot = not any(feature.multi_hot for feature in schema.categorical)
         self.positions = [self.keys.index(name) for name in names]
         self.is_identity = self.positions == list(range(len(self.keys)))
-        # Never saved: it follows from the configuration.
+        # Not a buffer: weight averaging averages buffers, and an average of indices is off by one now and then.
         # int32, as KeyedJaggedTensor.permute wants it.
-        self.register_buffer("order", torch.tensor(self.positions, dtype=torch.int32), persistent=False)
+        self.order = torch.tensor(self.positions, dtype=torch.int32)
 
     def forward(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor | None]:
         """Reorder a batch of B samples.
@@ -169,6 +167,7 @@ class BagOrder(nn.Module):
             )
         if features.weights_or_none() is not None:
             raise UserInputError("batch: its ids have weights, which are not supported yet; leave them out")
+        self.order = self.order.to(features.device())
         if self.single_hot:
             return self._single_hot(features), None
         if not self.is_identity:

@@ -3,6 +3,8 @@
 Shapes: B samples, F features, N embedding dim, O outputs, D output dim.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,6 +20,9 @@ from dmt.modules.stage import TowerStage, run_towers, tower_modules
 from dmt.strategies.collectives import PendingSizes
 from dmt.strategies.stage import ShardedStage, table_costs
 from dmt.strategies.topology import Placement, Topology
+
+# TorchRec keeps tables in a ModuleDict, where one named "type" or "items" would hide a method.
+_TABLE = "table_"
 
 
 class FlatStage(ShardedStage):
@@ -48,12 +53,13 @@ class FlatStage(ShardedStage):
         self._sizes = PendingSizes(world_size=topology.world_size, device=device)
 
     def _shard(self, stage: TowerStage, owner: dict[str, int]) -> ShardedEmbeddingBagCollection:
-        plain = EmbeddingBagCollection(tables=stage.tables, device=torch.device("meta"))
+        tables = [replace(table, name=f"{_TABLE}{table.name}") for table in stage.tables]
+        plain = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
         sharder = EmbeddingBagCollectionSharder(fused_params=fbgemm_optimizer(stage.embeddings.optimizer))
         fused = EmbeddingComputeKernel.FUSED.value
         plan = construct_module_sharding_plan(
             plain,
-            {name: table_wise(rank=rank, compute_kernel=fused) for name, rank in owner.items()},
+            {f"{_TABLE}{name}": table_wise(rank=rank, compute_kernel=fused) for name, rank in owner.items()},
             sharder=sharder,
             local_size=self.topology.ranks_per_host,
             world_size=self.topology.world_size,
@@ -66,12 +72,12 @@ class FlatStage(ShardedStage):
         """This rank's tables and optimiser state under the plain stage's names."""
         state: dict[str, Tensor] = {}
         for key, sharded in self._embeddings[0].state_dict().items():
-            table = key.removeprefix("embedding_bags.").removesuffix(".weight")
+            table = key.removeprefix(f"embedding_bags.{_TABLE}").removesuffix(".weight")
             state |= {f"embeddings.{weight_name(table)}": shard.tensor for shard in sharded.local_shards()}
         for moments in self._embeddings[0].fused_optimizer.state_dict()["state"].values():
             for key, sharded in moments.items():
-                table = key.removesuffix(".momentum1")
-                if table != key:  # SGD has a placeholder or nothing here
+                if key.endswith(".momentum1"):  # SGD has a placeholder or nothing here
+                    table = key.removeprefix(_TABLE).removesuffix(".momentum1")
                     state |= {f"embeddings.{momentum_name(table)}": shard.tensor for shard in sharded.local_shards()}
         return state
 

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -121,6 +122,15 @@ class TowerStrategy(DDPStrategy):
         """
         _ = self.topology
         name = type(self).__name__
+        averaging = [
+            callback for callback in getattr(trainer, "callbacks", []) if isinstance(callback, WeightAveraging)
+        ]
+        if averaging:
+            raise UserInputError(
+                f"callback {type(averaging[0]).__name__}: under {name} a rank cannot copy the sharded model; "
+                "average weights in a single process, or decay the learning rate by model.lr_scheduler",
+                on_every_rank=True,
+            )
         if trainer.accumulate_grad_batches != 1:
             raise UserInputError(
                 f"accumulate_grad_batches={trainer.accumulate_grad_batches}: under {name} embedding rows are "
