@@ -20,6 +20,7 @@ from torchrec.datasets.utils import Batch
 from dmt.errors import UserInputError
 from dmt.modules.dlrm import DLRM, TopArch, TopArchFactory
 from dmt.modules.embeddings import EmbeddingOptimizer
+from dmt.modules.limits import check_trainer
 from dmt.modules.metrics import click_metrics
 from dmt.modules.optimizers import match_by_name
 from dmt.modules.stage import Stage, TowerStage
@@ -123,7 +124,8 @@ class ClickModel(L.LightningModule):
         # A sum over max(B, 1), since the mean of an empty batch is NaN and would poison the all-reduce.
         total = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
         loss = total / max(batch.labels.numel(), 1)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.labels.numel())
+        # The mean over ranks, so that every rank's callbacks see the same value.
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.labels.numel(), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -148,14 +150,31 @@ class ClickModel(L.LightningModule):
         """Click probabilities (B,)."""
         return torch.sigmoid(self(batch).float())
 
+    def on_fit_start(self) -> None:
+        """Check that the Trainer trains this model right.
+
+        Raises:
+            UserInputError: several ranks would each update a whole copy of the tables, or the Trainer asks for
+                what embedding rows cannot follow.
+        """
+        if self.trainer.world_size > 1 and any(isinstance(module, TowerStage) for module in self.modules()):
+            raise UserInputError(
+                f"strategy {type(self.trainer.strategy).__name__} on {self.trainer.world_size} ranks: each would "
+                "train tables of its own; choose sptt or torchrec, or one device",
+                on_every_rank=True,
+            )
+        check_trainer(self.trainer)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let the embedding rows' learning rate follow the dense layers' schedule."""
+        check_trainer(self.trainer)  # a callback may have turned accumulation on
         if self.lr_scheduler is None:
             return
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         group = optimizer.param_groups[0]
-        rate = self.embedding_optimizer.learning_rate * group["lr"] / group["initial_lr"]
+        # Against the optimiser's own default: some schedulers make initial_lr something else.
+        rate = self.embedding_optimizer.learning_rate * group["lr"] / optimizer.defaults["lr"]
         for module in self.modules():
             if isinstance(module, Stage):
                 module.set_learning_rate(rate)
@@ -185,6 +204,8 @@ class ClickModel(L.LightningModule):
         Raises:
             UserInputError: the checkpoint's columns, table sizes or towers differ from this model's.
         """
+        if "dmt" not in checkpoint:
+            raise UserInputError("checkpoint: it holds no ClickModel; give one that `dmt fit` has written")
         stored = checkpoint["dmt"]
         if self.model is None:
             self.plan = TowerPlan(towers=stored["towers"])

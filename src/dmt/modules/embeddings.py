@@ -216,6 +216,12 @@ class FusedEmbeddingBags(nn.Module):
         # Tables are created on their device and stay there, in float32.
         return self
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        # Always copy: load_state_dict(assign=True) would put tensors here that the kernel never sees.
+        super()._load_from_state_dict(state_dict, prefix, local_metadata | {"assign_to_params_buffers": False}, *rest)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # A field-by-field copy would give views of the old kernel's storage beside a new kernel.
         with self.device, nullcontext() if self._kernel else deferred_tables():

@@ -160,13 +160,7 @@ class BagOrder(nn.Module):
             UserInputError: the batch's keys are not the schema's features, its ids are weighted, or a
                 single-hot feature does not hold exactly one id per sample.
         """
-        if features.keys() != self.keys:
-            raise UserInputError(
-                f"batch: its features are {features.keys()}, the model's schema has {self.keys}; "
-                "train on the data the model was built for"
-            )
-        if features.weights_or_none() is not None:
-            raise UserInputError("batch: its ids have weights, which are not supported yet; leave them out")
+        self.check(features)
         self.order = self.order.to(features.device())
         if self.single_hot:
             return self._single_hot(features), None
@@ -175,14 +169,27 @@ class BagOrder(nn.Module):
         return features.values(), features.lengths().view(len(self.keys), features.stride())
 
     def _single_hot(self, features: KeyedJaggedTensor) -> Tensor:
+        ids = features.values()
+        return ids if self.is_identity else ids.view(len(self.keys), features.stride())[self.order].view(-1)
+
+    def check(self, features: KeyedJaggedTensor) -> None:
+        """Raise unless a batch is what the schema says; see :meth:`forward`."""
+        if features.keys() != self.keys:
+            raise UserInputError(
+                f"batch: its features are {features.keys()}, the model's schema has {self.keys}; "
+                "train on the data the model was built for"
+            )
+        if features.weights_or_none() is not None:
+            raise UserInputError("batch: its ids have weights, which are not supported yet; leave them out")
         ids, batch_size = features.values(), features.stride()
         # On a GPU a look at the lengths would wait for the device; there only the count is checked.
-        if ids.numel() != len(self.keys) * batch_size or (ids.is_cpu and not bool((features.lengths() == 1).all())):
+        if self.single_hot and (
+            ids.numel() != len(self.keys) * batch_size or (ids.is_cpu and not bool((features.lengths() == 1).all()))
+        ):
             raise UserInputError(
                 f"batch: {ids.numel()} ids for {batch_size} samples of {len(self.keys)} single-hot features, or not "
                 "one for each; mark features with none or several ids as multi_hot in the schema"
             )
-        return ids if self.is_identity else ids.view(len(self.keys), batch_size)[self.order].view(-1)
 
 
 def bag_offsets(ids: Tensor, lengths: Tensor | None) -> Tensor:

@@ -9,7 +9,6 @@ Single-process runs write Lightning's ordinary checkpoint file, with the same na
 
 import shutil
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +63,7 @@ class CheckpointDirectory:
 
     def _replace_by(self, partial: Path) -> None:
         previous = self.path.with_name(f"{self.path.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)  # left by a run that was killed here
         if self.path.is_dir():
             self.path.rename(previous)
         elif self.path.exists():
@@ -91,17 +91,17 @@ class CheckpointDirectory:
         ]
         return rest
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Fill these tensors of the model in place, by name.
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each of the model's tensors, by name."""
+        metadata = dcp.FileSystemReader(self.path).read_metadata().state_dict_metadata
+        return {
+            name.removeprefix(_MODEL): tuple(entry.size)
+            for name, entry in metadata.items()
+            if name.startswith(_MODEL) and isinstance(entry, TensorStorageMetadata)
+        }
 
-        Raises:
-            UserInputError: the checkpoint lacks one of them.
-        """
-        missing = sorted({f"{_MODEL}{name}" for name in tensors} - set(self._stored_names()))
-        if missing:
-            raise UserInputError(
-                f"checkpoint {self.path}: it has no {missing[0].removeprefix(_MODEL)!r}; it belongs to another model"
-            )
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Fill these tensors of the model in place, by name; :meth:`tensor_shapes` must have them."""
         self._fill({f"{_MODEL}{name}": tensor for name, tensor in tensors.items()})
 
     def load_all(self) -> dict[str, Any]:
@@ -109,9 +109,6 @@ class CheckpointDirectory:
         rest = self.load_rest()
         model = self._read(_MODEL)
         return rest | {"state_dict": {name.removeprefix(_MODEL): tensor for name, tensor in model.items()}}
-
-    def _stored_names(self) -> Iterable[str]:
-        return dcp.FileSystemReader(self.path).read_metadata().state_dict_metadata
 
     def _read(self, prefix: str) -> dict[str, Any]:
         """All entries whose name starts with ``prefix``, whole."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
@@ -18,7 +19,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from dmt.modules.embeddings import fbgemm_optimizer, initialize_rows, momentum_name, weight_name
 from dmt.modules.stage import TowerStage, run_towers, tower_modules
 from dmt.strategies.collectives import PendingSizes
-from dmt.strategies.stage import ShardedStage, table_costs
+from dmt.strategies.stage import ShardedStage, table_costs, take_over_tables
 from dmt.strategies.topology import Placement, Topology
 
 # TorchRec keeps tables in a ModuleDict, where one named "type" or "items" would hide a method.
@@ -33,6 +34,8 @@ class FlatStage(ShardedStage):
         topology: hosts and ranks.
         device: where tables and batches are.
     """
+
+    strategy_name = "torchrec"
 
     def __init__(self, stage: TowerStage, *, topology: Topology, device: torch.device) -> None:
         super().__init__()
@@ -50,12 +53,16 @@ class FlatStage(ShardedStage):
         self._embeddings = [self._shard(stage, owner)]
         self._state = self._whole_tables()
         self._initialize(stage)
+        take_over_tables(self._state, stage)
+        self.bag_order = stage.bag_order
         self._sizes = PendingSizes(world_size=topology.world_size, device=device)
 
     def _shard(self, stage: TowerStage, owner: dict[str, int]) -> ShardedEmbeddingBagCollection:
         tables = [replace(table, name=f"{_TABLE}{table.name}") for table in stage.tables]
         plain = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
-        sharder = EmbeddingBagCollectionSharder(fused_params=fbgemm_optimizer(stage.embeddings.optimizer))
+        # As in our own tables: an id out of range is an error, not a warning and row 0.
+        fused_params = fbgemm_optimizer(stage.embeddings.optimizer) | {"bounds_check_mode": BoundsCheckMode.FATAL}
+        sharder = EmbeddingBagCollectionSharder(fused_params=fused_params)
         fused = EmbeddingComputeKernel.FUSED.value
         plan = construct_module_sharding_plan(
             plain,
@@ -88,6 +95,7 @@ class FlatStage(ShardedStage):
                     initialize_rows(weight, table=table, first_row=0, seed=stage.embeddings.seed)
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        self.bag_order.check(features)
         if torch.is_grad_enabled():  # only training asks for the sizes
             self._sizes.start(features.stride())
         pooled = self._embeddings[0](features)

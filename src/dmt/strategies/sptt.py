@@ -17,10 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dmt.errors import UserInputError
 from dmt.modules.embeddings import FusedEmbeddingBags
 from dmt.modules.stage import BagOrder, TowerStage, bag_offsets, run_towers, tower_modules
 from dmt.strategies.collectives import Hop, PendingSizes, WireMeter, scale_gradient
-from dmt.strategies.stage import ShardedStage, table_costs, wire_id_dtype
+from dmt.strategies.stage import ShardedStage, table_costs, take_over_tables, wire_id_dtype
 from dmt.strategies.topology import Placement, Topology
 
 
@@ -62,6 +63,8 @@ class SpttStage(ShardedStage):
         device: where tables and batches are.
     """
 
+    strategy_name = "sptt"
+
     def __init__(
         self, stage: TowerStage, *, topology: Topology, groups: ProcessGroups, rank: int, device: torch.device
     ) -> None:
@@ -72,6 +75,7 @@ class SpttStage(ShardedStage):
         self.embedding_dim, self.out_dim = stage.embedding_dim, stage.out_dim
         self.out_features = stage.out_features
         self._batch_sizes: list[int] = []
+        self._trained_batch_sizes: list[int] = []
         self._sizes = PendingSizes(world_size=topology.world_size, device=device)
 
         mine = self.placement.rank_tables[rank]
@@ -92,6 +96,7 @@ class SpttStage(ShardedStage):
             for group in range(topology.num_groups)
         ]
         self._make_hops(rank)
+        take_over_tables(self.stage_state(), stage)
         self._share_initial_towers()
 
     def _make_hops(self, rank: int) -> None:
@@ -133,11 +138,13 @@ class SpttStage(ShardedStage):
         batch_size = features.stride()
         self._sizes.start(batch_size)
         self._batch_sizes = self._sizes.wait()
+        if torch.is_grad_enabled():
+            self._trained_batch_sizes = self._batch_sizes
         tables_sent = [len(tables) for tables in self.placement.rank_tables]
         bags_sent = [num * batch_size for num in tables_sent]
         num_mine = len(self.embeddings.tables)
         bags_received = [num_mine * size for size in self._batch_sizes]
-        ids = ids.to(self.id_dtype)
+        ids = self._narrowed(ids)
         if lengths is None:
             received = self._ids.exchange(ids, send_sizes=bags_sent, receive_sizes=bags_received)
             return self._to_peer_order(received, [size for size in self._batch_sizes for _ in range(num_mine)]), None
@@ -150,6 +157,15 @@ class SpttStage(ShardedStage):
         received_ids = [sum(id_chunks[r * num_mine : (r + 1) * num_mine]) for r in range(self.topology.world_size)]
         ids = self._ids.exchange(ids, send_sizes=sent_ids, receive_sizes=received_ids)
         return self._to_peer_order(ids, id_chunks), self._to_peer_order(lengths, bag_chunks)
+
+    def _narrowed(self, ids: Tensor) -> Tensor:
+        """The ids in the type they travel in."""
+        info = torch.iinfo(self.id_dtype)
+        # An id that does not fit would wrap to a valid one; the lookup's own check would never see it. On a GPU a
+        # look at the ids would wait for the device.
+        if ids.is_cpu and ids.numel() and ids.dtype != self.id_dtype and int(ids.max()) > info.max:
+            raise UserInputError(f"batch: id {int(ids.max())} is larger than any table; ids lie below num_embeddings")
+        return ids.to(self.id_dtype)
 
     def _to_peer_order(self, flat: Tensor, chunk_sizes: list[int]) -> Tensor:
         """Chunks (source rank, own table) -> (own table, source rank in peer order), still flat."""
@@ -196,7 +212,9 @@ class SpttStage(ShardedStage):
             rows = self._peer_rows(self.seat)
             return torch.zeros(rows, 0, self.out_dim, device=self.device, requires_grad=torch.is_grad_enabled())
         inputs = [_pick(by_seat, columns) for columns in self._tower_columns]
-        return run_towers(tower_modules(self.towers.values()), inputs)
+        # float32 on the wire: under autocast some towers come out in bf16 and some, or none, in float32, and all
+        # ranks of the next exchange must send the same type.
+        return run_towers(tower_modules(self.towers.values()), inputs).float()
 
     # (f): back to the ranks that own the samples, peers only.
 
@@ -222,7 +240,7 @@ class SpttStage(ShardedStage):
         self.embeddings.set_learning_rate(learning_rate)
 
     def batch_sizes(self) -> list[int]:
-        return self._batch_sizes
+        return self._trained_batch_sizes
 
     def reduce_gradients(self) -> None:
         """Sum the tower modules' gradients over the host group, in one all-reduce and never across hosts.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmt.modules.stage import Stage, TowerStage
-from dmt.strategies.topology import TableCost
+from dmt.strategies.topology import TableCost, Topology
 
 
 class ShardedStage(Stage):
@@ -16,9 +16,12 @@ class ShardedStage(Stage):
     global batch, if :class:`~dmt.strategies.strategy.TowerStrategy` weights the ranks' losses.
     """
 
+    strategy_name: str
+    topology: Topology
+
     @abstractmethod
     def batch_sizes(self) -> list[int]:
-        """B of every rank in the last forward pass, by rank."""
+        """B of every rank in the last forward pass that recorded gradients, by rank."""
 
     @abstractmethod
     def reduce_gradients(self) -> None:
@@ -55,3 +58,16 @@ def wire_id_dtype(stage: TowerStage) -> torch.dtype:
     """The narrowest type SPTT sends ids in: int32 unless a table has more rows than it can name."""
     largest = max(table.num_embeddings for table in stage.tables)
     return torch.int32 if largest - 1 <= torch.iinfo(torch.int32).max else torch.int64
+
+
+def take_over_tables(state: dict[str, Tensor], stage: TowerStage) -> None:
+    """Copy a built plain stage's tables and accumulators into the shards, so that loaded weights are kept.
+
+    Args:
+        state: a sharded stage's state.
+        stage: the plain stage; under ``deferred_tables()`` it has no tables, and the shards keep their own.
+    """
+    with torch.no_grad():
+        for name, tensor in stage.embeddings.state_dict(prefix="embeddings.").items():
+            if name in state:
+                state[name].copy_(tensor)

@@ -29,8 +29,10 @@ from typing_extensions import override
 
 from dmt.errors import UserInputError
 from dmt.modules.embeddings import deferred_tables
+from dmt.modules.limits import check_trainer
 from dmt.modules.optimizers import match_by_name
 from dmt.modules.stage import TowerStage
+from dmt.strategies.agreement import require_agreement
 from dmt.strategies.checkpoint import CheckpointDirectory
 from dmt.strategies.flat import FlatStage
 from dmt.strategies.sptt import ProcessGroups, SpttStage
@@ -95,6 +97,11 @@ class TowerStrategy(DDPStrategy):
         ranks_per_host = self.ranks_per_host
         if ranks_per_host is None:
             ranks_per_host = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes))
+        if self.num_nodes > 1 and ranks_per_host > 0 and self.num_processes % ranks_per_host:
+            raise UserInputError(
+                f"ranks_per_host={ranks_per_host}: a machine here runs {self.num_processes} ranks, and a host cannot "
+                "span machines; choose a divisor of that"
+            )
         return Topology(world_size=self.num_nodes * self.num_processes, ranks_per_host=ranks_per_host)
 
     # Building and sharding the model
@@ -108,48 +115,45 @@ class TowerStrategy(DDPStrategy):
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:
+        assert self.lightning_module is not None
         self.refuse_unsupported(trainer)
-        if not self.stages:  # test after fit finds the model sharded
-            self._check_agreement(trainer)
+        if any(isinstance(module, TowerStage) for module in self.lightning_module.modules()):
+            require_agreement(self._settings(trainer))
             self._shard_model()
+        self._adopt_stages()
         super().setup(trainer)
+        require_agreement({f"optimizer {i}": _optimizer_settings(o) for i, o in enumerate(self.optimizers)})
 
     def refuse_unsupported(self, trainer: pl.Trainer) -> None:
         """Check what can be known before ranks are launched.
 
         Raises:
-            UserInputError: the Trainer asks for what fused embedding optimisers or hosts cannot give.
+            UserInputError: hosts and ranks do not fit, or the Trainer asks for what sharded models cannot do.
         """
         _ = self.topology
-        name = type(self).__name__
-        averaging = [
-            callback for callback in getattr(trainer, "callbacks", []) if isinstance(callback, WeightAveraging)
-        ]
+        check_trainer(trainer)
+        averaging = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, WeightAveraging)]
         if averaging:
             raise UserInputError(
-                f"callback {type(averaging[0]).__name__}: under {name} a rank cannot copy the sharded model; "
-                "average weights in a single process, or decay the learning rate by model.lr_scheduler",
+                f"callback {type(averaging[0]).__name__}: a rank cannot copy a sharded model; average weights in a "
+                "single process, or decay the learning rate by model.lr_scheduler",
                 on_every_rank=True,
             )
-        if trainer.accumulate_grad_batches != 1:
+        module = getattr(trainer, "lightning_module", None)
+        if module is not None and not module.automatic_optimization:
             raise UserInputError(
-                f"accumulate_grad_batches={trainer.accumulate_grad_batches}: under {name} embedding rows are "
-                "updated in each backward, so gradients cannot accumulate; raise global_batch_size instead",
-                on_every_rank=True,
-            )
-        if trainer.gradient_clip_val:
-            raise UserInputError(
-                f"gradient_clip_val={trainer.gradient_clip_val}: under {name} no rank sees the global gradient "
-                "norm, and embedding gradients never exist as tensors; remove the option",
+                f"{type(module).__name__}: automatic_optimization=False; tower gradients are reduced once per "
+                "step, so manual optimisation is not supported under shards; use automatic optimisation",
                 on_every_rank=True,
             )
 
-    def _check_agreement(self, trainer: pl.Trainer) -> None:
-        """Fail on every rank, before any collective of the model, when ranks were configured differently."""
+    def _settings(self, trainer: pl.Trainer) -> dict[str, str]:
+        """What ranks must agree on before the model's first collective."""
         assert self.lightning_module is not None
         data = getattr(trainer, "datamodule", None)
-        mine = {
+        settings = {
             "topology": str(self.topology),
+            "precision": str(trainer.precision),
             "max_epochs, max_steps": f"{trainer.max_epochs}, {trainer.max_steps}",
             "batches": f"{trainer.limit_train_batches}, {trainer.limit_val_batches}, {trainer.val_check_interval}",
             "data": f"{data}",
@@ -158,35 +162,38 @@ class TowerStrategy(DDPStrategy):
         }
         for name, module in self.lightning_module.named_modules():
             if isinstance(module, TowerStage):
-                mine[f"{name} schema"] = str(module.schema)
-                mine[f"{name} towers"] = str(module.plan.towers)
-                mine[f"{name} optimizer"] = str(module.embeddings.optimizer)
-        mine["model"] = str(self.lightning_module)
-        everyone: list[dict[str, str]] = [{}] * self.world_size
-        dist.all_gather_object(everyone, mine)
-        for rank, other in enumerate(everyone):
-            different = [key for key in everyone[0] if other.get(key) != everyone[0][key]]
-            if different:
-                key = different[0]
-                raise UserInputError(
-                    f"rank {rank} was given another configuration than rank 0: {key} {_brief(other.get(key))} "
-                    f"instead of {_brief(everyone[0][key])}; start every rank with the same options and files",
-                    on_every_rank=True,
-                )
+                settings[f"{name} schema"] = str(module.schema)
+                settings[f"{name} towers"] = str(module.plan.towers)
+                settings[f"{name} optimizer"] = str(module.embeddings.optimizer)
+        return settings | {"model": str(self.lightning_module)}
 
     def _shard_model(self) -> None:
         assert self.lightning_module is not None
-        plain = [(n, m) for n, m in self.lightning_module.named_modules() if isinstance(m, TowerStage)]
-        for name, stage in plain:
-            parent, _, child = name.rpartition(".")
-            sharded = self.shard_stage(stage, self.topology)
-            setattr(self.lightning_module.get_submodule(parent), child, sharded)
-            self.stages[name] = sharded
+        sharded: dict[int, ShardedStage] = {}
+        # With duplicates: a stage that a model holds under two names stays one stage.
+        for name, stage in list(self.lightning_module.named_modules(remove_duplicate=False)):
+            if isinstance(stage, TowerStage):
+                if id(stage) not in sharded:
+                    sharded[id(stage)] = self.shard_stage(stage, self.topology)
+                parent, _, child = name.rpartition(".")
+                setattr(self.lightning_module.get_submodule(parent), child, sharded[id(stage)])
+
+    def _adopt_stages(self) -> None:
+        """Take charge of the model's sharded stages, made now or by an earlier Trainer."""
+        assert self.lightning_module is not None
+        self.stages = {n: m for n, m in self.lightning_module.named_modules() if isinstance(m, ShardedStage)}
         if not self.stages:
             raise UserInputError(
                 f"{type(self).__name__}: the model has no TowerStage to shard; build one in configure_model",
                 on_every_rank=True,
             )
+        for stage in self.stages.values():
+            if stage.topology != self.topology or stage.strategy_name != self.strategy_name:
+                raise UserInputError(
+                    f"strategy={self.strategy_name}: the model was sharded by {stage.strategy_name} on "
+                    f"{stage.topology} before; make a new model, or use the strategy and layout it was made for",
+                    on_every_rank=True,
+                )
         # Read by DistributedDataParallel and by Lightning, though private: the way TorchRec's
         # DistributedModelParallel excludes its shards too. tests/distributed/ guards it.
         self.lightning_module._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
@@ -215,7 +222,15 @@ class TowerStrategy(DDPStrategy):
 
         Averaging over ranks then gives the mean over samples also when ranks hold different numbers of them.
         """
-        sizes = next(iter(self.stages.values())).batch_sizes()
+        assert self.lightning_module is not None
+        check_trainer(self.lightning_module.trainer)  # a scheduler may have turned accumulation on
+        sizes, *others = [stage.batch_sizes() for stage in self.stages.values()]
+        if any(other != sizes for other in others):
+            raise UserInputError(
+                "the model's tower stages saw batches of different sizes in one step, so a rank's share of the "
+                "global batch is not defined; give all stages the same samples",
+                on_every_rank=True,
+            )
         if len(set(sizes)) > 1:
             closure_loss = closure_loss * (sizes[self.global_rank] * len(sizes) / sum(sizes))
         return super().backward(closure_loss, optimizer, *args, **kwargs)
@@ -259,25 +274,26 @@ class TowerStrategy(DDPStrategy):
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read what a checkpoint holds beside tensors, or all of a single-process checkpoint file."""
-        directory = CheckpointDirectory(Path(checkpoint_path))
+        # The path of rank 0: "best" is each rank's own opinion where a rank-local value was monitored.
+        directory = CheckpointDirectory(Path(self.broadcast(checkpoint_path)))
         if directory.path.is_dir():
             return directory.load_rest() | {"state_dict": {}, "directory": directory}
-        return super().load_checkpoint(checkpoint_path, weights_only=weights_only)
+        return super().load_checkpoint(directory.path, weights_only=weights_only)
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Fill this rank's tensors in place, from either kind of checkpoint."""
         own = self.lightning_module_state_dict()
-        if "directory" in checkpoint:
-            checkpoint["directory"].load_tensors(own)
+        directory = checkpoint.get("directory")
+        stored = checkpoint["state_dict"] if directory is None else directory.tensor_shapes()
+        _check_names_and_shapes(own, stored, strict=strict)
+        own = {name: tensor for name, tensor in own.items() if name in stored}
+        if directory is not None:
+            directory.load_tensors(own)
             return
-        full = checkpoint["state_dict"]
-        missing = sorted(set(own) - set(full))
-        if missing:
-            raise UserInputError(f"checkpoint: it has no {missing[0]!r}; it belongs to another model")
         with torch.no_grad():
             for name, tensor in own.items():
-                tensor.copy_(full[name])
+                tensor.copy_(stored[name])
 
 
 class SpttStrategy(TowerStrategy):
@@ -301,8 +317,30 @@ class TorchRecStrategy(TowerStrategy):
         return FlatStage(stage, topology=topology, device=self.root_device)
 
 
-def _brief(text: str | None) -> str:
-    return repr(text) if text is None or len(text) <= 200 else f"{text[:200]!r}..."
+def _check_names_and_shapes(own: dict[str, Any], stored: Mapping[str, Any], *, strict: bool) -> None:
+    """Compare a checkpoint's tensors with those that all ranks together hold; collective, fails on every rank."""
+    everyone: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyone, {name: tuple(tensor.shape) for name, tensor in own.items()})
+    wanted = {name: shape for names in everyone for name, shape in names.items()}
+    found = {name: tuple(getattr(value, "shape", value)) for name, value in stored.items()}
+    wrong = sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name])
+    strange = sorted(wanted.keys() ^ found.keys()) if strict else []
+    if wrong:
+        name = wrong[0]
+        problem = f"its {name!r} has shape {found[name]}, the model's {wanted[name]}"
+    elif strange:
+        problem = f"only the {'model' if strange[0] in wanted else 'checkpoint'} has {strange[0]!r}"
+    else:
+        return
+    raise UserInputError(
+        f"checkpoint: {problem}; it belongs to another model, give the configuration it was made with",
+        on_every_rank=True,
+    )
+
+
+def _optimizer_settings(optimizer: Optimizer) -> str:
+    groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
+    return f"{type(optimizer).__name__} {groups}"
 
 
 def register_strategies() -> None:

@@ -1,0 +1,31 @@
+"""Ranks must have been given the same configuration, or their collectives would mix different things."""
+
+import torch.distributed as dist
+
+from dmt.errors import UserInputError
+
+
+def require_agreement(mine: dict[str, str]) -> None:
+    """Compare settings over all ranks; collective.
+
+    Args:
+        mine: this rank's settings by name.
+
+    Raises:
+        UserInputError: on every rank, naming the first rank that differs from rank 0 and in what.
+    """
+    everyone: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    for rank, other in enumerate(everyone):
+        different = [key for key in everyone[0] if other.get(key) != everyone[0][key]]
+        if different:
+            key = different[0]
+            raise UserInputError(
+                f"rank {rank} was given another configuration than rank 0: {key} {_brief(other.get(key))} instead "
+                f"of {_brief(everyone[0][key])}; start every rank with the same options and files",
+                on_every_rank=True,
+            )
+
+
+def _brief(text: str | None) -> str:
+    return repr(text) if text is None or len(text) <= 200 else f"{text[:200]!r}..."
