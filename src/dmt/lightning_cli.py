@@ -5,12 +5,14 @@ import json
 import logging
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,7 +21,8 @@ from dmt.callbacks import PredictionFile, Throughput
 from dmt.datamodules import ClickDataModule
 from dmt.describe import Layout, describe, print_description
 from dmt.errors import UserInputError
-from dmt.modules import ClickModel
+from dmt.modules import ClickModel, click_metrics
+from dmt.modules.limits import check_trainer
 from dmt.report import RunSummary
 from dmt.strategies import SpttStrategy, Topology, TorchRecStrategy, TowerCheckpointIO, TowerStrategy
 
@@ -45,11 +48,17 @@ class DmtCLI(LightningCLI):
                 # It would count this rank's shards only; the description printed before is of the whole model.
                 "enable_model_summary": False,
             },
-            save_config_kwargs={"overwrite": False},
+            save_config_callback=_RunConfig,
             parser_kwargs={"prog": "dmt" if run else f"dmt {arguments[0]}"},
             args=arguments if run else arguments[1:],
             run=run,
         )
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning's private hook would let a checkpoint file's hyper-parameters override the configuration, without
+        # a word, and would not for a checkpoint directory. Here the configuration rules, and the model checks that
+        # the checkpoint fits it. tests/cli/test_bad_input.py guards it.
+        pass
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises instead of printing its usage, page after page."""
@@ -74,28 +83,40 @@ class DmtCLI(LightningCLI):
                 f"trainer.strategy={name}: no such strategy; choose {near[0] if near else 'sptt, torchrec or auto'}"
             )
         if name in _STRATEGIES:
-            kwargs["strategy"] = _STRATEGIES[name](ranks_per_host=self._get(self.config_init, "ranks_per_host"))
-        else:
+            kwargs["strategy"] = _STRATEGIES[name]()
+        elif not isinstance(name, TowerStrategy):
             plugins = self._get(self.config_init, "trainer.plugins") or []
             plugins = plugins if isinstance(plugins, list) else [plugins]
             if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
                 kwargs["plugins"] = [*plugins, TowerCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserInputError(f"trainer: {error}") from error
+        if isinstance(trainer.strategy, TowerStrategy) and trainer.strategy.ranks_per_host is None:
+            trainer.strategy.ranks_per_host = self._get(self.config_init, "ranks_per_host")
+        return trainer
 
     def before_fit(self) -> None:
-        self._preflight()
+        self._preflight("train", "valid")
 
     def before_validate(self) -> None:
-        self._preflight()
+        self._require_checkpoint()
+        self._preflight("valid")
 
     def before_test(self) -> None:
-        self._preflight()
+        self._require_checkpoint()
+        self._preflight("test")
 
     def before_predict(self) -> None:
-        self._preflight()
+        self._require_checkpoint()
+        self._preflight("test")
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final weights where no callback keeps one, and sum up the run."""
+        if not self.datamodule.has_split("test"):
+            rank_zero_only(print)("no test split, so nothing was tested")
+            return
         keeper = self.trainer.checkpoint_callback
         best = getattr(keeper, "best_model_path", "")
         results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
@@ -125,20 +146,73 @@ class DmtCLI(LightningCLI):
         layout = Layout(strategy=name, topology=topology, global_batch_size=self.datamodule.global_batch_size)
         return describe(self.model, self.datamodule.schema, layout)
 
-    def _preflight(self) -> None:
+    def _require_checkpoint(self) -> None:
+        if self._get(self.config_init, "ckpt_path") is None:
+            raise UserInputError(
+                f"ckpt_path is not given: dmt {self.subcommand} would evaluate random weights; give --ckpt_path "
+                "CHECKPOINT",
+                on_every_rank=True,
+            )
+
+    def _preflight(self, *splits: str) -> None:
         """Check everything that can be checked in one process, before ranks are launched.
 
         Ranks other than a node's first find the data prepared and fail, if at all, in the Trainer.
         """
         if int(os.environ.get("LOCAL_RANK", "0")) != 0:
             return
-        if isinstance(self.trainer.strategy, TowerStrategy):
-            self.trainer.strategy.refuse_unsupported(self.trainer)
+        self._check_layout()
         checkpoint = self._get(self.config_init, "ckpt_path")
-        if checkpoint not in (None, "best", "last", "hpc", "registry") and not Path(checkpoint).exists():
-            raise UserInputError(f"ckpt_path={checkpoint}: no such checkpoint; give the path of one")
+        if checkpoint not in (None, "best", "last", "hpc", "registry"):
+            _check_checkpoint(Path(checkpoint))
+        self._check_monitors()
         self.datamodule.prepare_data()
+        for split in splits:
+            wanted = split != "valid" or self.trainer.limit_val_batches
+            if wanted and not self.datamodule.has_split(split):
+                raise UserInputError(
+                    f"data: there is no {split} split for dmt {self.subcommand}; add the file"
+                    + (", or give --trainer.limit_val_batches 0" if split == "valid" else "")
+                )
         rank_zero_only(print_description)(self.description())
+
+    def _check_layout(self) -> None:
+        strategy = self.trainer.strategy
+        num_ranks = self.trainer.num_devices * self.trainer.num_nodes
+        if isinstance(strategy, TowerStrategy):
+            strategy.refuse_unsupported(self.trainer)
+        elif num_ranks > 1:
+            raise UserInputError(
+                f"trainer.strategy={self._get(self.config_init, 'trainer.strategy')} on {num_ranks} ranks: each would "
+                "train tables of its own; choose sptt or torchrec, or --trainer.devices 1"
+            )
+        check_trainer(self.trainer)
+
+    def _check_monitors(self) -> None:
+        """A wrong name would otherwise be found after an epoch."""
+        known = ["train/loss", "samples_per_s", *map(str, click_metrics("val/"))]
+        for callback in getattr(self.trainer, "callbacks", []):
+            monitor = getattr(callback, "monitor", None)
+            if monitor is not None and monitor not in known:
+                raise UserInputError(
+                    f"{type(callback).__name__} monitor={monitor}: no such metric; choose one of {', '.join(known)}"
+                )
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Raise unless a path looks like a checkpoint of either kind."""
+    if not path.exists():
+        raise UserInputError(f"ckpt_path={path}: no such checkpoint; give the path of one")
+    if not (path / ".metadata").is_file() if path.is_dir() else not zipfile.is_zipfile(path):
+        raise UserInputError(f"ckpt_path={path}: not a complete checkpoint; give one that `dmt fit` has written")
+
+
+class _RunConfig(SaveConfigCallback):
+    """Keeps the resolved configuration in the run's folder; without a logger there is none."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.logger is not None:
+            super().setup(trainer, pl_module, stage)
 
 
 class _DescribeCLI(DmtCLI):

@@ -85,6 +85,11 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
             [*QUICK, "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"],
             ["EMAWeightAveraging", "lr_scheduler"],
         ),
+        ([*QUICK, "--trainer.strategy", "auto"], ["strategy=auto", "4 ranks", "sptt"]),
+        ([*QUICK, "--trainer.precision", "64-true"], ["precision=64-true", "bf16-mixed"]),
+        ([*QUICK, "--trainer.devices", "0"], ["devices", "0"]),
+        ([*QUICK, "--trainer.callbacks.monitor", "val/auc"], ["monitor=val/auc", "val/auroc"]),
+        ([*QUICK, "--ckpt_path", "README.md"], ["ckpt_path=README.md", "not a complete checkpoint"]),
         ([*QUICK, "--ckpt_path", "nowhere.ckpt"], ["ckpt_path=nowhere.ckpt", "no such checkpoint"]),
     ],
 )
@@ -123,6 +128,7 @@ def _break_label(data: Path) -> None:
         (None, ["--data.label", "clicked"], ["'clicked'"]),
         (_break_label, [], ["train.parquet", "label", "2"]),
         (lambda data: (data / "train.parquet").unlink(), [], ["train"]),
+        (lambda data: (data / "valid.parquet").unlink(), [], ["no valid split", "limit_val_batches"]),
         (lambda data: (data / "train.parquet").write_bytes(b""), [], ["train.parquet"]),
         (lambda data: (data / "train.parquet").write_bytes(b"not parquet"), [], ["train.parquet"]),
     ],
@@ -140,6 +146,17 @@ def test_a_sound_table_trains(table: Path, capfd: pytest.CaptureFixture[str]) ->
     """What the broken variants above differ from."""
     main(["fit", "--config", str(table.parent / "config.yaml"), "--trainer.default_root_dir", str(table)])
     assert "test/auroc" in capfd.readouterr().out
+
+
+def test_a_table_without_a_test_split_trains(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (table / "test.parquet").unlink()
+    main(["fit", "--config", str(table.parent / "config.yaml"), "--trainer.default_root_dir", str(table)])
+    assert "no test split" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_evaluation_without_a_checkpoint(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "ckpt_path is not given" in refused([verb, *QUICK], capfd)
 
 
 def test_unknown_verb_names_the_nearest(capfd: pytest.CaptureFixture[str]) -> None:

@@ -91,9 +91,9 @@ def test_fit_leaves_a_complete_run_folder(finished: Path) -> None:
     assert {"val/auroc", "val/log_loss", "test/auroc", "step"} <= set(columns)
 
 
-def test_checkpoint_of_four_ranks_is_tested_by_one_process(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_of_four_ranks_is_tested_by_one_process(finished: Path, tmp_path: Path) -> None:
     command = ["test", "--config", str(finished / "config.yaml"), "--ckpt_path", summary(finished)["checkpoint"]]
-    alone = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.logger", "false"]
+    alone = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.logger.save_dir", str(tmp_path)]
     done = subprocess.run([*DMT, *command, *alone], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     [auroc] = re.findall(r"test/auroc\D+([\d.]+)", done.stdout)

@@ -58,6 +58,10 @@ class ClickDataModule(LightningDataModule):
             raise RuntimeError(f"{type(self).__name__}.schema is known after prepare_data(): call it first")
         return self._schema
 
+    def has_split(self, name: str) -> bool:
+        """Whether there is a ``"train"``, ``"valid"`` or ``"test"`` split, without reading it."""
+        return True
+
     def train_dataloader(self) -> ClickLoader:
         """Shuffled global batches; goes on where a loaded checkpoint stopped."""
         dataset = self._split("train")

@@ -65,6 +65,9 @@ class TabularClicks(ClickDataModule):
         self.min_count = min_count
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
 
+    def has_split(self, name: str) -> bool:
+        return name in self.files
+
     def prepare_data(self) -> None:
         """Encode the files into the cache, unless they are there already."""
         try:
