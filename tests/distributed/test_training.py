@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.distributed.harness import run_ranks
-from tests.distributed.training_cases import Run, fit_all, load_state
+from tests.distributed.training_cases import Run, corners, fit_all, load_state
 
 # Six steps of float32 training. Products over another number of rows differ by rounding (1e-7 relative), and
 # row-wise Adagrad divides a first, small gradient by its own size, which passes relative errors on unreduced.
@@ -96,3 +96,35 @@ def test_two_nodes_equal_one(single: tuple[Path, dict[str, Any]], tmp_path: Path
     run = Run(strategy="sptt", ranks_per_host=2, max_steps=8, save=tmp_path / "nodes.ckpt", num_nodes=2)
     [results] = train(4, [run], ranks_per_node=2)
     assert_same_run(results, run.save, wanted["sgd"], folder / "sgd.ckpt")
+
+
+def test_mixed_precision_with_towers_of_both_kinds_and_an_idle_host(tmp_path: Path) -> None:
+    """Some ranks' towers come out in bf16, one rank has none; all must send the same type."""
+    alone, shards = (
+        Run(strategy=strategy, max_steps=3, save=tmp_path / strategy, precision="bf16-mixed")
+        for strategy in ("auto", "sptt")
+    )
+    [wanted] = train(1, [alone])
+    [results] = train(4, [shards])
+    # bf16 keeps 8 bits: 2^-8 = 0.004 a product; the log loss averages many.
+    assert results[0]["metrics"]["test/log_loss"] == pytest.approx(wanted[0]["metrics"]["test/log_loss"], rel=5e-3)
+
+
+@pytest.mark.parametrize("strategy", ["sptt", "torchrec"])
+def test_models_and_trainers_in_other_combinations(
+    single: tuple[Path, dict[str, Any]], tmp_path: Path, strategy: str
+) -> None:
+    folder, wanted = single
+    run = Run(strategy=strategy, max_steps=1, save=tmp_path / "a.ckpt")
+    train(2, [Run(strategy="sptt", max_steps=1, save=tmp_path / "sharded.ckpt")])
+    checkpoints = [folder / "sgd.ckpt", tmp_path / "sharded.ckpt"]
+    for found in run_ranks(corners, world_size=2, args=(run, checkpoints, 2)):
+        log_loss = wanted["sgd"][0]["metrics"]["test/log_loss"]
+        # The same weights: only sums in another order.
+        assert found["loaded_before"] == pytest.approx(log_loss, rel=1e-6)
+        assert found["other_trainer"] == pytest.approx(log_loss, rel=1e-6)
+        assert found["second_is_sharded"] == [{"sptt": "SpttStage", "torchrec": "FlatStage"}[strategy]]
+        for kind in ("file", "directory"):
+            assert "only the model has 'model.over." in found[f"{kind} [16, 16]"]
+            assert "has shape" in found[f"{kind} [8]"]
+        assert "DDPStrategy on 2 ranks" in found["ddp"]

@@ -3,7 +3,7 @@
 The functions run inside the ranks that ``harness.run_ranks`` starts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from dmt.datamodules import SyntheticClicks
+from dmt.errors import UserInputError
 from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer
+from dmt.modules.stage import Stage
 from dmt.plan import TowerPlan
+from dmt.schema import FeatureSchema
 from dmt.strategies import SpttStrategy, TorchRecStrategy, TowerCheckpointIO
 from dmt.strategies.strategy import TowerStrategy
 
@@ -46,15 +49,16 @@ class Run:
     resume: Path | None = None
     dense_optimizer: str = "SGD"
     num_nodes: int = 1
+    precision: str = "32-true"
 
 
-def make_model(run: Run) -> ClickModel:
+def make_model(run: Run, over_layers: Sequence[int] = (16,)) -> ClickModel:
     optimizer = getattr(torch.optim, run.dense_optimizer)
     return ClickModel(
         embedding_dim=8,
         plan=PLAN,
         tower=partial(DLRMTower, c=1, p=1, out_dim=4),
-        top=partial(DLRM, bottom_layers=[8], over_layers=[16]),
+        top=partial(DLRM, bottom_layers=[8], over_layers=list(over_layers)),
         dense_optimizer=partial(optimizer, lr=0.1 if run.dense_optimizer == "SGD" else 0.01),
         embedding_optimizer=EmbeddingOptimizer(name="rowwise_adagrad", learning_rate=0.1),
         # Reaches dense layers and embedding rows, and is resumed with them.
@@ -89,6 +93,7 @@ def make_trainer(run: Run, world_size: int) -> L.Trainer:
         strategy=strategies[run.strategy],
         plugins=[TowerCheckpointIO()] if run.strategy == "auto" else [],
         max_steps=run.max_steps,
+        precision=run.precision,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -131,3 +136,53 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """The model's tensors in a checkpoint of either kind."""
     state: dict[str, Tensor] = TowerCheckpointIO().load_checkpoint(path, weights_only=False)["state_dict"]
     return state
+
+
+def _refusal(action: Callable[[], Any]) -> str:
+    try:
+        action()
+    except UserInputError as error:
+        return str(error)
+    return "accepted"
+
+
+def corners(run: Run, trained: Sequence[Path], world_size: int) -> dict[str, Any]:
+    """Uses of the Python API beside one fit with one Trainer.
+
+    Args:
+        run: how to shard; the first of ``trained`` is a single-process checkpoint of the same model.
+        trained: checkpoints of both kinds.
+        world_size: ranks.
+    """
+    found: dict[str, Any] = {}
+    data = make_data()
+
+    def tested(trainer: L.Trainer, model: ClickModel) -> float:
+        trainer.test(model, datamodule=data, verbose=False)
+        return float(trainer.callback_metrics["test/log_loss"])
+
+    # Weights loaded before sharding.
+    plain = make_model(run)
+    plain.build(load_schema(trained[0]))
+    plain.load_state_dict(load_state(trained[0]))
+    trainer = make_trainer(run, world_size)
+    found["loaded_before"] = tested(trainer, plain)
+    # The sharded model in another Trainer of the same layout.
+    found["other_trainer"] = tested(make_trainer(run, world_size), plain)
+    # Another model in the same Trainer.
+    trainer.fit(second := make_model(run), datamodule=data)
+    found["second_is_sharded"] = [type(m).__name__ for m in second.modules() if isinstance(m, Stage)]
+    # Checkpoints of another model, by names and by shapes.
+    for kind, path in zip(("file", "directory"), trained, strict=True):
+        for layers in ([16, 16], [8]):
+            other, fresh = make_model(run, layers), make_trainer(run, world_size)
+            found[f"{kind} {layers}"] = _refusal(lambda m=other, t=fresh, p=path: t.test(m, data, ckpt_path=p))
+    ddp = L.Trainer(accelerator="cpu", devices=world_size, strategy="ddp", logger=False, enable_checkpointing=False)
+    found["ddp"] = _refusal(lambda: ddp.fit(make_model(run), datamodule=data))
+    return found
+
+
+def load_schema(path: Path) -> FeatureSchema:
+    """The columns of the data that a checkpoint was trained on."""
+    stored = TowerCheckpointIO().load_checkpoint(path, weights_only=False)["dmt"]["schema"]
+    return FeatureSchema.from_dict(stored)
