@@ -34,6 +34,8 @@ class TowerPlan:
     method: str = "manual"
 
     def __post_init__(self) -> None:
+        if any(isinstance(tower, str) for tower in self.towers):
+            raise UserInputError(f"tower plan: towers {list(self.towers)}; give a list of names for each tower")
         object.__setattr__(self, "towers", tuple(tuple(tower) for tower in self.towers))
         if not self.towers:
             raise UserInputError("tower plan: it lists no towers; give at least one")
@@ -79,7 +81,7 @@ class TowerPlan:
         if missing:
             raise UserInputError(
                 f"tower plan: feature{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} of the data "
-                "in no tower; add each to one tower"
+                f"{'are' if len(missing) > 1 else 'is'} in no tower; add each to one tower"
             )
         unknown = [name for name in self.feature_names if name not in features]
         if unknown:

@@ -55,16 +55,22 @@ class NormalizedEntropy(_ClickMetric):
     """
 
     def compute(self) -> Tensor:
+        """NaN where all samples have the same label: their entropy is 0."""
         rate = self.clicks / self.samples
         entropy = -(torch.xlogy(rate, rate) + torch.xlogy(1 - rate, 1 - rate))
-        return (self.log_loss_sum / self.samples / entropy).float()
+        return _ratio(self.log_loss_sum / self.samples, entropy)
 
 
 class Calibration(_ClickMetric):
     """Predicted clicks over observed clicks; 1 is calibrated."""
 
     def compute(self) -> Tensor:
-        return (self.predicted_clicks / self.clicks).float()
+        """NaN where no sample is a click."""
+        return _ratio(self.predicted_clicks, self.clicks)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator > 0, numerator / denominator, torch.nan).float()
 
 
 def click_metrics(prefix: str) -> MetricCollection:
