@@ -72,7 +72,7 @@ def main() -> None:
 
     command = " ".join(["python", *sys.argv])
     lines = [
-        f"# {arguments.config} over {arguments.seeds} seeds",
+        f"# {' '.join([arguments.config, *options])} over {arguments.seeds} seeds",
         "",
         f"{datetime.date.today()}, {hardware()}. Command: `{command}`",
         "",
@@ -92,6 +92,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text)
 
 
