@@ -227,6 +227,8 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     # It warns that arguments are given twice; they are the same ones.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    # Our loaders keep the data's order, so predictions need no indices.
+    warnings.filterwarnings("ignore", message=".*infer the batch indices.*")
     # torchrec asks torch a question in a way that torch comments on, once a process.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     adverts = ("💡 Tip", "GPU available", "TPU available")

@@ -54,7 +54,7 @@ class TowerStrategy(DDPStrategy):
             sets it, otherwise the devices per node.
         timeout: longest a collective may wait for the other ranks before the run fails.
 
-    The other arguments are Lightning's, as of :class:`~lightning.pytorch.strategies.DDPStrategy`.
+    The other arguments are filled in by Lightning's Trainer.
     """
 
     strategy_name: str
