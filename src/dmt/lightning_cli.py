@@ -159,6 +159,7 @@ class DmtCLI(LightningCLI):
 
         Ranks other than a node's first find the data prepared and fail, if at all, in the Trainer.
         """
+        self._check_torchrun()
         if int(os.environ.get("LOCAL_RANK", "0")) != 0:
             return
         self._check_layout()
@@ -175,6 +176,17 @@ class DmtCLI(LightningCLI):
                     + (", or give --trainer.limit_val_batches 0" if split == "valid" else "")
                 )
         rank_zero_only(print_description)(self.description())
+
+    def _check_torchrun(self) -> None:
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        devices, nodes = self.trainer.num_devices, self.trainer.num_nodes
+        if "TORCHELASTIC_RUN_ID" in os.environ and started != devices * nodes:
+            per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+            raise UserInputError(
+                f"trainer.devices={devices}, trainer.num_nodes={nodes}: torchrun started {started} ranks, {per_node} "
+                f"a node; give --trainer.devices {per_node} --trainer.num_nodes {started // per_node}",
+                on_every_rank=True,
+            )
 
     def _check_layout(self) -> None:
         strategy = self.trainer.strategy

@@ -98,6 +98,14 @@ def test_wrong_options(options: list[str], told: list[str], capfd: pytest.Captur
     assert all(part in line for part in told), line
 
 
+def test_a_torchrun_of_another_size(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    started = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in {**started, "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    line = refused(["fit", *QUICK], capfd)
+    assert "torchrun started 6 ranks, 3 a node; give --trainer.devices 3 --trainer.num_nodes 2" in line
+
+
 @pytest.mark.parametrize(
     ("towers", "told"),
     [
