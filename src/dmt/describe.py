@@ -131,7 +131,7 @@ def _placement(stage: TowerStage, layout: Layout) -> Placement:
 def _traffic(stage: TowerStage, layout: Layout, placement: Placement, tower_params: list[int], dense: int) -> Traffic:
     shape = StageShape(
         mean_lengths={feature.name: feature.mean_length for feature in stage.schema.categorical},
-        single_hot=not any(feature.multi_hot for feature in stage.schema.categorical),
+        single_hot=stage.schema.single_hot,
         embedding_dim=stage.embedding_dim,
         tower_outputs=[tower.out_features for tower in stage.tower_modules],
         out_dim=stage.out_dim,

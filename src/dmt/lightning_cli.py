@@ -24,9 +24,7 @@ from dmt.errors import UserInputError
 from dmt.modules import ClickModel, click_metrics
 from dmt.modules.limits import check_trainer
 from dmt.report import RunSummary
-from dmt.strategies import SpttStrategy, Topology, TorchRecStrategy, TowerCheckpointIO, TowerStrategy
-
-_STRATEGIES = {strategy.strategy_name: strategy for strategy in (SpttStrategy, TorchRecStrategy)}
+from dmt.strategies import Topology, TowerCheckpointIO, TowerStrategy
 
 
 class DmtCLI(LightningCLI):
@@ -34,6 +32,7 @@ class DmtCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], *, run: bool = True) -> None:
         self._throughput = Throughput()
+        self._described: dict[str, Any] = {}
         super().__init__(
             ClickModel,
             ClickDataModule,
@@ -74,7 +73,7 @@ class DmtCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer whose ``strategy`` by name knows the ranks per host."""
+        """A Trainer that reads checkpoints of any layout, and whose strategy knows the ranks per host."""
         name = self._get(self.config_init, "trainer.strategy")
         known = ["auto", *StrategyRegistry.available_strategies()]
         if isinstance(name, str) and name not in known:
@@ -82,13 +81,10 @@ class DmtCLI(LightningCLI):
             raise UserInputError(
                 f"trainer.strategy={name}: no such strategy; choose {near[0] if near else 'sptt, torchrec or auto'}"
             )
-        if name in _STRATEGIES:
-            kwargs["strategy"] = _STRATEGIES[name]()
-        elif not isinstance(name, TowerStrategy):
-            plugins = self._get(self.config_init, "trainer.plugins") or []
-            plugins = plugins if isinstance(plugins, list) else [plugins]
-            if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-                kwargs["plugins"] = [*plugins, TowerCheckpointIO()]
+        plugins = self._get(self.config_init, "trainer.plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, TowerCheckpointIO()]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
@@ -124,7 +120,8 @@ class DmtCLI(LightningCLI):
         if self.trainer.is_global_zero and self.trainer.logger is not None and run_dir is not None:
             summary = RunSummary(
                 data=self.config[self.subcommand].data.as_dict(),
-                description=self.description(),
+                # Of the model that was trained: its plan file may have changed since.
+                description=self._described,
                 metrics={**results[0], **{n: float(v) for n, v in self.trainer.callback_metrics.items()}},
                 samples_per_second=self._throughput.median_samples_per_second,
                 steps=self.trainer.global_step,
@@ -175,7 +172,8 @@ class DmtCLI(LightningCLI):
                     f"data: there is no {split} split for dmt {self.subcommand}; add the file"
                     + (", or give --trainer.limit_val_batches 0" if split == "valid" else "")
                 )
-        rank_zero_only(print_description)(self.description())
+        self._described = self.description()
+        rank_zero_only(print_description)(self._described)
 
     def _check_torchrun(self) -> None:
         started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -198,7 +196,8 @@ class DmtCLI(LightningCLI):
                 f"trainer.strategy={self._get(self.config_init, 'trainer.strategy')} on {num_ranks} ranks: each would "
                 "train tables of its own; choose sptt or torchrec, or --trainer.devices 1"
             )
-        check_trainer(self.trainer)
+        else:
+            check_trainer(self.trainer)
 
     def _check_monitors(self) -> None:
         """A wrong name would otherwise be found after an epoch."""

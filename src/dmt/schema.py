@@ -81,6 +81,11 @@ class FeatureSchema:
         """Names of the categorical columns, in batch order."""
         return tuple(feature.name for feature in self.categorical)
 
+    @property
+    def single_hot(self) -> bool:
+        """Whether every sample holds exactly one id of every feature."""
+        return not any(feature.multi_hot for feature in self.categorical)
+
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON, YAML and checkpoints; :meth:`from_dict` reads it back."""
         return {"categorical": [asdict(feature) for feature in self.categorical], "dense": list(self.dense)}

@@ -143,7 +143,7 @@ class BagOrder(nn.Module):
     def __init__(self, schema: FeatureSchema, names: Sequence[str]) -> None:
         super().__init__()
         self.keys = list(schema.feature_names)
-        self.single_hot = not any(feature.multi_hot for feature in schema.categorical)
+        self.single_hot = schema.single_hot
         self.positions = [self.keys.index(name) for name in names]
         self.is_identity = self.positions == list(range(len(self.keys)))
         # Not a buffer: weight averaging averages buffers, and an average of indices is off by one now and then.

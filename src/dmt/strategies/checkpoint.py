@@ -93,11 +93,10 @@ class CheckpointDirectory:
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each of the model's tensors, by name."""
-        metadata = dcp.FileSystemReader(self.path).read_metadata().state_dict_metadata
         return {
             name.removeprefix(_MODEL): tuple(entry.size)
-            for name, entry in metadata.items()
-            if name.startswith(_MODEL) and isinstance(entry, TensorStorageMetadata)
+            for name, entry in self._stored(_MODEL).items()
+            if isinstance(entry, TensorStorageMetadata)
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -112,17 +111,20 @@ class CheckpointDirectory:
 
     def _read(self, prefix: str) -> dict[str, Any]:
         """All entries whose name starts with ``prefix``, whole."""
-        metadata = dcp.FileSystemReader(self.path).read_metadata().state_dict_metadata
         entries: dict[str, Any] = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
             if isinstance(entry, TensorStorageMetadata)
             else None
-            for name, entry in metadata.items()
-            if name.startswith(prefix)
+            for name, entry in self._stored(prefix).items()
         }
         if entries:
             self._fill(entries)
         return entries
+
+    def _stored(self, prefix: str) -> dict[str, Any]:
+        """What the directory says of its entries whose name starts with ``prefix``."""
+        metadata = dcp.FileSystemReader(self.path).read_metadata().state_dict_metadata
+        return {name: entry for name, entry in metadata.items() if name.startswith(prefix)}
 
     def _fill(self, entries: dict[str, Any]) -> None:
         # Each rank reads what it needs by itself: ranks ask for different entries.

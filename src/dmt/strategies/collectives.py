@@ -31,8 +31,7 @@ class WireMeter:
         """Count ``num_bytes[i]`` sent to ``ranks[i]``."""
         for rank, size in zip(ranks, num_bytes, strict=True):
             if rank != self.rank and size:
-                same_host = self.topology.host(rank) == self.topology.host(self.rank)
-                self.sent_bytes[purpose, "intra_host" if same_host else "cross_host"] += size
+                self.sent_bytes[purpose, self.topology.link(self.rank, rank)] += size
 
 
 @dataclass(frozen=True)

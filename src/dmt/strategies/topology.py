@@ -64,6 +64,10 @@ class Topology:
         """Host of a rank."""
         return rank // self.ranks_per_host
 
+    def link(self, source: int, target: int) -> str:
+        """``"intra_host"`` or ``"cross_host"``: what a message between two ranks travels over."""
+        return "intra_host" if self.host(source) == self.host(target) else "cross_host"
+
     def members(self, *, group: int) -> list[int]:
         """Ranks of a host group, by seat."""
         return [group * self.num_seats + seat for seat in range(self.num_seats)]

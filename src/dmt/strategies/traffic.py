@@ -27,9 +27,7 @@ class Traffic:
     def add(self, purpose: str, source: int, target: int, num_bytes: float) -> None:
         """Count a message; one to oneself costs nothing."""
         if source != target and num_bytes:
-            same_host = self.topology.host(source) == self.topology.host(target)
-            key = (purpose, "intra_host" if same_host else "cross_host")
-            self.sent_bytes[key] += num_bytes / self.topology.world_size
+            self.sent_bytes[purpose, self.topology.link(source, target)] += num_bytes / self.topology.world_size
 
     def add_ring(self, purpose: str, ranks: Sequence[int], num_bytes: float) -> None:
         """Count a ring all-reduce: each rank sends 2 (n-1)/n of the data to the next one."""
