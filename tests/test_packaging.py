@@ -182,7 +182,8 @@ LOWER = {"simulate", "partition", "modules", "datamodules"}
 ALLOWED = (
     {"errors": set(), "schema": {"errors"}, "plan": {"errors", "schema"}}
     | dict.fromkeys(LOWER, NOUNS)
-    | dict.fromkeys(["strategies", "callbacks", "emulate"], NOUNS | LOWER)
+    | dict.fromkeys(["strategies", "emulate"], NOUNS | LOWER)
+    | {"callbacks": NOUNS | LOWER | {"strategies"}}  # a meter reads what a strategy counts
 )
 
 
@@ -193,7 +194,7 @@ def layer(name: str) -> str:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_one_way(path):
-    """cli, verbs -> strategies, callbacks, emulate -> simulate, partition, modules, datamodules -> nouns.
+    """cli, verbs -> callbacks -> strategies, emulate -> simulate, partition, modules, datamodules -> nouns.
 
     Files beside cli.py that the table does not name are verbs: free to import, out of reach for the rest.
     """

@@ -48,6 +48,20 @@ def test_a_repeated_column_is_named(categorical: list[str], dense: list[str]) ->
         FeatureSchema(categorical=[column(name) for name in categorical], dense=dense)
 
 
+def test_columns_may_share_a_table_of_one_size() -> None:
+    shared = [CategoricalFeature(name=name, num_embeddings=3, table="items") for name in ("bought", "seen")]
+    assert [feature.table for feature in FeatureSchema(categorical=[*shared, column("a")]).categorical] == [
+        "items",
+        "items",
+        "a",
+    ]
+    larger = CategoricalFeature(name="liked", num_embeddings=4, table="items")
+    with pytest.raises(UserInputError, match=r"'liked': num_embeddings=4, but another column of table 'items' has 3"):
+        FeatureSchema(categorical=[*shared, larger])
+    with pytest.raises(UserInputError, match=r"table 'a\.b' of 'a': .*without '\.'"):
+        CategoricalFeature(name="a", num_embeddings=3, table="a.b")
+
+
 def test_features_keep_their_order() -> None:
     assert FeatureSchema(categorical=[column(name) for name in "cab"]).feature_names == ("c", "a", "b")
 
@@ -65,9 +79,10 @@ def test_a_schema_survives_plain_data() -> None:
     schema = FeatureSchema(
         categorical=[
             CategoricalFeature(name="tags", num_embeddings=7, multi_hot=True, mean_length=2.5),
-            CategoricalFeature(name="city", num_embeddings=3_000_000_000),
+            CategoricalFeature(name="city", num_embeddings=3_000_000_000, table="places"),
         ],
         dense=["price", "age"],
+        weighted=True,
     )
     assert FeatureSchema.from_dict(schema.to_dict()) == schema
     assert FeatureSchema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema

@@ -41,7 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserInputError as error:
         if not (error.on_every_rank and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"):
             print(f"dmt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _leave_process_groups()
         raise SystemExit(2) from None
+
+
+def _leave_process_groups() -> None:
+    """Join the threads of collectives: an interpreter that ends while they run may abort, with another exit code."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _verb(name: str) -> Callable[[list[str]], None]:

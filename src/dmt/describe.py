@@ -3,22 +3,28 @@
 Shapes: B samples, F_t features of tower t, N embedding dim, O_t outputs of tower t, D output dim.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.modules import ClickModel, TopArch, TowerStage, deferred_tables
-from dmt.modules.stage import Stage, run_towers
+from dmt.modules.shards import TableShard
+from dmt.modules.stage import Pending, Ready, Stage, run_towers
+from dmt.modules.towers import ProjectedTower
 from dmt.schema import FeatureSchema
+from dmt.strategies.flat_sharding import flat_plan, flat_tables, plan_kinds, plan_placement
+from dmt.strategies.placement import Placement, ShardingKind, place
 from dmt.strategies.stage import table_costs, wire_id_dtype
-from dmt.strategies.topology import Placement, Topology
+from dmt.strategies.topology import Topology
 from dmt.strategies.traffic import FLOAT_BYTES, StageShape, Traffic, flat_traffic, sptt_traffic
+from dmt.strategies.wire import WirePrecision
 
 _FLOP_BATCH = 4
 
@@ -31,15 +37,25 @@ class Layout:
         strategy: ``"sptt"``, ``"torchrec"`` or ``"single"``.
         topology: hosts and ranks.
         global_batch_size: samples of a step over all ranks.
+        device_type: ``cpu`` or ``cuda``.
+        sharding: how tables are cut, as the strategy takes it.
+        forward_precision: in what embeddings travel between hosts.
+        backward_precision: in what their gradients do.
     """
 
     strategy: str
     topology: Topology
     global_batch_size: int
+    device_type: str = "cpu"
+    sharding: str | Mapping[str, str] = "auto"
+    forward_precision: WirePrecision = "fp32"
+    backward_precision: WirePrecision = "fp32"
 
 
 def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[str, Any]:
     """Count a model's towers, parameters, FLOPs, memory and traffic.
+
+    Tables are placed as on ranks with memory enough: a strategy cuts more of them where it is not.
 
     Args:
         model: not yet built; left as it is.
@@ -55,9 +71,9 @@ def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[s
     tables = sum(table.num_embeddings * table.embedding_dim for table in stage.tables)
     tower_params = [sum(p.numel() for p in tower.parameters()) for tower in stage.towers]
     dense = sum(p.numel() for p in top.parameters()) - sum(tower_params)
-    elements_in = len(stage.tables) * stage.embedding_dim
-    placement = _placement(stage, layout)
-    traffic = _traffic(stage, layout, placement, tower_params, dense)
+    elements_in = sum(feature.table.embedding_dim for feature in stage.features)
+    placement, kinds = _placement(stage, layout)
+    traffic = _traffic(stage, layout, placement, kinds, tower_params, dense)
     return {
         "parameters": tables + sum(tower_params) + dense,
         "embedding_parameters": tables,
@@ -66,23 +82,16 @@ def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[s
         "mflops_per_sample": _flops_per_sample(top, stage, len(schema.dense)) / 1e6,
         "compression_ratio": elements_in / (stage.out_features * stage.out_dim),
         "plan_method": stage.plan.method,
-        "towers": [
-            {
-                "features": list(names),
-                "in_features": len(names),
-                "in_dim": stage.embedding_dim,
-                "out_features": tower.out_features,
-                "out_dim": tower.out_dim,
-                "module": type(tower).__name__,
-                "host_group": placement.tower_groups[index],
-            }
-            for index, (names, tower) in enumerate(zip(stage.plan.towers, stage.tower_modules, strict=True))
-        ],
+        "towers": _describe_towers(stage, placement),
+        "tables": _describe_tables(stage, placement, kinds),
         "layout": {
             "strategy": layout.strategy,
             "ranks": layout.topology.world_size,
             "ranks_per_host": layout.topology.ranks_per_host,
+            "hosts_per_group": layout.topology.hosts_per_group,
             "global_batch_size": layout.global_batch_size,
+            "forward_precision": layout.forward_precision,
+            "backward_precision": layout.backward_precision,
         },
         "memory_bytes_per_rank": _memory(stage, placement, tower_params, dense, layout),
         "bytes_per_iteration": {
@@ -93,6 +102,51 @@ def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[s
     }
 
 
+def _describe_towers(stage: TowerStage, placement: Placement) -> list[dict[str, Any]]:
+    return [
+        {
+            "features": [feature.name for feature in features],
+            "in_features": len(features),
+            "in_dim": stage.embedding_dim,
+            "table_dims": [feature.table.embedding_dim for feature in features],
+            "out_features": module.out_features,
+            "out_dim": module.out_dim,
+            "module": type(module.module if isinstance(module, ProjectedTower) else module).__name__,
+            "host_group": home,
+        }
+        for features, module, home in zip(
+            stage.tower_features, stage.tower_modules, placement.tower_groups, strict=True
+        )
+    ]
+
+
+def _describe_tables(stage: TowerStage, placement: Placement, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
+    homes: dict[str, set[int]] = {table.name: set() for table in stage.tables}
+    for rank, shards in enumerate(placement.rank_shards):
+        for shard in shards:
+            homes[shard.table.name].add(rank)
+    return [
+        {
+            "name": table.name,
+            "features": list(table.feature_names),
+            "rows": table.num_embeddings,
+            "dim": table.embedding_dim,
+            "sharding": kinds[table.name],
+            "ranks": sorted(homes[table.name]),
+        }
+        for table in stage.tables
+    ]
+
+
+def _kind(shards: list[TableShard]) -> ShardingKind:
+    """How a table came to be cut; a kind that the table was too small for leaves it whole."""
+    cuts_rows = any(shard.num_rows < shard.table.num_embeddings for shard in shards)
+    cuts_columns = any(shard.width < shard.table.embedding_dim for shard in shards)
+    if cuts_rows:
+        return "grid_shard" if cuts_columns else "row_wise"
+    return "column_wise" if cuts_columns else "table_wise"
+
+
 class _CountedStage(Stage):
     """A tower stage whose lookups are replaced by embeddings on the meta device, which cost no FLOPs."""
 
@@ -101,10 +155,11 @@ class _CountedStage(Stage):
         self.stage = stage
         self.out_features, self.out_dim = stage.out_features, stage.out_dim
 
-    def forward(self, features: KeyedJaggedTensor | None) -> Tensor:
-        shape = (_FLOP_BATCH, len(self.stage.tables), self.stage.embedding_dim)
-        embeddings = torch.empty(shape, device="meta", requires_grad=True)
-        return run_towers(self.stage.tower_modules, embeddings.split(self.stage.tower_sizes, dim=1))
+    def start(self, features: KeyedJaggedTensor | None) -> Pending:
+        inputs = [
+            torch.empty(_FLOP_BATCH, *shape, device="meta", requires_grad=True) for shape in self.stage.tower_shapes
+        ]
+        return Ready(run_towers(self.stage.tower_modules, inputs))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         raise AssertionError("a stage that is only counted has no rows")
@@ -121,18 +176,39 @@ def _flops_per_sample(top: TopArch, stage: TowerStage, num_dense: int) -> float:
     return counter.get_total_flops() / _FLOP_BATCH
 
 
-def _placement(stage: TowerStage, layout: Layout) -> Placement:
-    if layout.strategy == "sptt":
-        return Placement.balanced(table_costs(stage), layout.topology)
-    world_size = layout.topology.world_size
-    return Placement.balanced(table_costs(stage), Topology(world_size=world_size, ranks_per_host=world_size))
+def _placement(stage: TowerStage, layout: Layout) -> tuple[Placement, dict[str, str]]:
+    """Where towers and tables go, and how tables are cut."""
+    if layout.strategy == "torchrec":
+        tables = flat_tables(stage)
+        plan = flat_plan(
+            tables,
+            layout.topology,
+            sharding=layout.sharding,
+            is_int8="int8" in (layout.forward_precision, layout.backward_precision),
+            device_type=layout.device_type,
+        )
+        # Towers are on every rank; by name they are on the first one.
+        placement = plan_placement(plan, tables.costs, layout.topology)
+        return replace(placement, tower_groups=(0,) * len(stage.towers)), plan_kinds(plan)
+    sharding = layout.sharding if layout.strategy == "sptt" else "table_wise"
+    placement = place(table_costs(stage), stage.plan.towers, layout.topology, sharding=sharding)
+    by_table: dict[str, list[TableShard]] = {}
+    for shard in (shard for shards in placement.rank_shards for shard in shards):
+        by_table.setdefault(shard.table.name, []).append(shard)
+    return placement, {name: _kind(shards) for name, shards in by_table.items()}
 
 
-def _traffic(stage: TowerStage, layout: Layout, placement: Placement, tower_params: list[int], dense: int) -> Traffic:
+def _traffic(
+    stage: TowerStage,
+    layout: Layout,
+    placement: Placement,
+    kinds: Mapping[str, str],
+    tower_params: list[int],
+    dense: int,
+) -> Traffic:
     shape = StageShape(
-        mean_lengths={feature.name: feature.mean_length for feature in stage.schema.categorical},
-        single_hot=stage.schema.single_hot,
-        embedding_dim=stage.embedding_dim,
+        schema=stage.schema,
+        towers=stage.plan.towers,
         tower_outputs=[tower.out_features for tower in stage.tower_modules],
         out_dim=stage.out_dim,
         tower_bytes=[FLOAT_BYTES * count for count in tower_params],
@@ -140,18 +216,34 @@ def _traffic(stage: TowerStage, layout: Layout, placement: Placement, tower_para
         batch_size=layout.global_batch_size / layout.topology.world_size,
     )
     if layout.strategy == "sptt":
-        return sptt_traffic(shape, placement, layout.topology, id_bytes=wire_id_dtype(stage).itemsize)
-    return flat_traffic(shape, placement, layout.topology)
+        return sptt_traffic(
+            shape,
+            placement,
+            layout.topology,
+            id_bytes=wire_id_dtype(stage).itemsize,
+            device_type=layout.device_type,
+            forward_precision=layout.forward_precision,
+            backward_precision=layout.backward_precision,
+        )
+    return flat_traffic(
+        shape,
+        placement,
+        kinds,
+        layout.topology,
+        forward_precision=layout.forward_precision,
+        backward_precision=layout.backward_precision,
+    )
 
 
 def _memory(
     stage: TowerStage, placement: Placement, tower_params: list[int], dense: int, layout: Layout
 ) -> dict[str, float]:
     """Weights with their optimiser state (tables) or gradients (dense); the largest rank's."""
-    state_width = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": stage.embedding_dim}[stage.embeddings.optimizer.name]
-    rows = {table.name: table.num_embeddings for table in stage.tables}
-    per_row = FLOAT_BYTES * (stage.embedding_dim + state_width)
-    tables = max(sum(rows[name] * per_row for name in names) for names in placement.rank_tables)
+    state_floats = stage.embeddings.optimizer.state_floats
+    tables = max(
+        sum(FLOAT_BYTES * shard.num_rows * (shard.width + state_floats(shard.width)) for shard in shards)
+        for shards in placement.rank_shards
+    )
     if layout.strategy == "sptt":
         groups = range(layout.topology.num_groups)
         tower = max(sum(tower_params[t] for t in placement.group_towers(g)) for g in groups)
@@ -172,7 +264,7 @@ def print_description(description: dict[str, Any]) -> None:
             str(index),
             str(tower["host_group"]),
             tower["module"],
-            f"{tower['in_features']} x {tower['in_dim']}",
+            _input_shape(tower),
             f"{tower['out_features']} x {tower['out_dim']}",
             " ".join(tower["features"]),
         )
@@ -183,8 +275,8 @@ def print_description(description: dict[str, Any]) -> None:
         "parameters": f"{description['parameters']:,} ({description['embedding_parameters']:,} in tables, "
         f"{description['tower_parameters']:,} in towers, {description['dense_parameters']:,} in dense layers)",
         "MFLOPs per sample": f"{description['mflops_per_sample']:.3f} (forward and backward)",
-        "layout": f"{layout['strategy']}, {layout['ranks']} ranks, {layout['ranks_per_host']} a host, "
-        f"global batch {layout['global_batch_size']:,}",
+        "tables": ", ".join(f"{n} {kind}" for kind, n in Counter(t["sharding"] for t in description["tables"]).items()),
+        "layout": _layout_line(layout),
         "memory per rank": f"{_mb(memory['embedding_tables'])} tables, {_mb(memory['dense_layers'])} dense layers",
         "sent per rank and step": f"{_mb(traffic['intra_host'])} inside hosts, {_mb(traffic['cross_host'])} across",
     }
@@ -195,6 +287,24 @@ def print_description(description: dict[str, Any]) -> None:
             f"  {purpose:<26}{_mb(links['intra_host']):>12} inside {_mb(links['cross_host']):>12} across",
             highlight=False,
         )
+
+
+def _layout_line(layout: dict[str, Any]) -> str:
+    parts = [layout["strategy"], f"{layout['ranks']} ranks", f"{layout['ranks_per_host']} a host"]
+    if layout["hosts_per_group"] > 1:
+        parts.append(f"{layout['hosts_per_group']} hosts a group")
+    parts.append(f"global batch {layout['global_batch_size']:,}")
+    precisions = layout["forward_precision"], layout["backward_precision"]
+    if precisions != ("fp32", "fp32"):
+        parts.append("{} forward and {} backward between hosts".format(*precisions))
+    return ", ".join(parts)
+
+
+def _input_shape(tower: dict[str, Any]) -> str:
+    """``"3 x 16"``, or the widths where they differ: ``"8 + 16 + 16"``."""
+    if set(tower["table_dims"]) == {tower["in_dim"]}:
+        return f"{tower['in_features']} x {tower['in_dim']}"
+    return " + ".join(map(str, tower["table_dims"]))
 
 
 def _mb(num_bytes: float) -> str:

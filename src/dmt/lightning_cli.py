@@ -17,7 +17,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
-from dmt.callbacks import PredictionFile, Throughput
+from dmt.callbacks import PredictionFile, Throughput, WireTraffic
 from dmt.datamodules import ClickDataModule
 from dmt.describe import Layout, describe, print_description
 from dmt.errors import UserInputError
@@ -43,7 +43,7 @@ class DmtCLI(LightningCLI):
             # Loaders shard themselves by rank, without losing or repeating a sample.
             trainer_defaults={
                 "use_distributed_sampler": False,
-                "callbacks": [self._throughput, PredictionFile()],
+                "callbacks": [self._throughput, WireTraffic(), PredictionFile()],
                 # It would count this rank's shards only; the description printed before is of the whole model.
                 "enable_model_summary": False,
             },
@@ -135,12 +135,20 @@ class DmtCLI(LightningCLI):
         Raises:
             UserInputError: model, plan, data and layout do not fit each other.
         """
-        strategy = self.trainer.strategy
+        strategy, global_batch_size = self.trainer.strategy, self.datamodule.global_batch_size
         if isinstance(strategy, TowerStrategy):
-            name, topology = strategy.strategy_name, strategy.topology
+            layout = Layout(
+                strategy=strategy.strategy_name,
+                topology=strategy.topology,
+                global_batch_size=global_batch_size,
+                device_type=strategy.root_device.type,
+                sharding=strategy.sharding,
+                forward_precision=strategy.forward_precision,
+                backward_precision=strategy.backward_precision,
+            )
         else:
-            name, topology = "single", Topology(world_size=1, ranks_per_host=1)
-        layout = Layout(strategy=name, topology=topology, global_batch_size=self.datamodule.global_batch_size)
+            topology = Topology(world_size=1, ranks_per_host=1)
+            layout = Layout(strategy="single", topology=topology, global_batch_size=global_batch_size)
         return describe(self.model, self.datamodule.schema, layout)
 
     def _require_checkpoint(self) -> None:
@@ -240,6 +248,8 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     # Our loaders keep the data's order, so predictions need no indices.
     warnings.filterwarnings("ignore", message=".*infer the batch indices.*")
+    # TorchRec's row-wise sharding calls torch 2.13's collectives by their old names.
+    warnings.filterwarnings("ignore", message=r".torch\.distributed\.\w+_tensor. is deprecated")
     # torchrec asks torch a question in a way that torch comments on, once a process.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     adverts = ("💡 Tip", "GPU available", "TPU available")

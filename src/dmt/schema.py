@@ -16,24 +16,29 @@ class CategoricalFeature:
     """One categorical column and the embedding table it needs.
 
     Args:
-        name: column name; also the name of its embedding table.
+        name: column name.
         num_embeddings: number of rows; ids lie in ``[0, num_embeddings)``.
         multi_hot: ``False`` when every sample holds exactly one id, which lets ids travel without their
             lengths; ``True`` when a sample may hold none or several.
         mean_length: expected ids per sample, for cost estimates. 1.0 unless ``multi_hot``.
+        table: embedding table; columns that name the same one share its rows. Default: one of the column's own,
+            of the same name.
     """
 
     name: str
     num_embeddings: int
     multi_hot: bool = False
     mean_length: float = 1.0
+    table: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name or "." in self.name:
-            raise UserInputError(
-                f"categorical column {self.name!r}: a name must be non-empty and without '.', since it names "
-                "a module parameter; rename the column"
-            )
+        object.__setattr__(self, "table", self.table or self.name)
+        for what, name in (("", self.name), (f" of {self.name!r}", self.table)):
+            if not name or "." in name:
+                raise UserInputError(
+                    f"categorical {'table' if what else 'column'} {name!r}{what}: a name must be non-empty and "
+                    "without '.', since it names a module parameter; rename it"
+                )
         if self.num_embeddings < 1:
             raise UserInputError(
                 f"categorical column {self.name!r}: num_embeddings={self.num_embeddings}; give at least 1"
@@ -55,6 +60,11 @@ class FeatureSchema:
     Args:
         categorical: the categorical columns, one embedding table each.
         dense: names of the numeric columns; may be empty.
+        weighted: whether every id comes with a weight that its embedding is multiplied by.
+
+    Raises:
+        UserInputError: there is no categorical column, a name is repeated, or columns that share a table differ in
+            ``num_embeddings``.
 
     Example:
         >>> schema = FeatureSchema(
@@ -65,6 +75,7 @@ class FeatureSchema:
 
     categorical: Sequence[CategoricalFeature]
     dense: Sequence[str] = field(default=())
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "categorical", tuple(self.categorical))
@@ -75,6 +86,13 @@ class FeatureSchema:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise UserInputError(f"column {repeated[0]!r} is named more than once; name each column once")
+        rows: dict[str, int] = {}
+        for feature in self.categorical:
+            if feature.num_embeddings != rows.setdefault(feature.table, feature.num_embeddings):
+                raise UserInputError(
+                    f"categorical column {feature.name!r}: num_embeddings={feature.num_embeddings}, but another column "
+                    f"of table {feature.table!r} has {rows[feature.table]}; give both the same, or tables of their own"
+                )
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -88,10 +106,14 @@ class FeatureSchema:
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON, YAML and checkpoints; :meth:`from_dict` reads it back."""
-        return {"categorical": [asdict(feature) for feature in self.categorical], "dense": list(self.dense)}
+        return {
+            "categorical": [asdict(feature) for feature in self.categorical],
+            "dense": list(self.dense),
+            "weighted": self.weighted,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "FeatureSchema":
         """The inverse of :meth:`to_dict`."""
         features = [CategoricalFeature(**feature) for feature in data["categorical"]]
-        return cls(categorical=features, dense=data["dense"])
+        return cls(categorical=features, dense=data["dense"], weighted=data.get("weighted", False))

@@ -80,7 +80,10 @@ def test_fit_leaves_a_complete_run_folder(finished: Path) -> None:
         "strategy": "sptt",
         "ranks": 4,
         "ranks_per_host": 2,
+        "hosts_per_group": 1,
         "global_batch_size": 1024,
+        "forward_precision": "fp32",
+        "backward_precision": "fp32",
     }
     assert 0 < told["metrics"]["test/auroc"] < 1
     assert (finished / "config.yaml").is_file()

@@ -5,9 +5,11 @@ Runs inside the ranks of ``test_stages``; every rank draws the same cases from t
 
 import itertools
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.modules import DLRMTower, EmbeddingOptimizer, PassThrough, TowerStage, deferred_tables
 from dmt.modules.embeddings import weight_name
+from dmt.modules.shards import TensorShard
 from dmt.plan import TowerPlan
 from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies.flat import FlatStage
@@ -28,7 +31,11 @@ from tests.distributed.harness import init_gloo
 # rounding of about sqrt(300) * 6e-8 = 1e-6 of the largest partial sum; 1e-5 leaves a factor ten.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
+# Large, so that a wrong gradient shows; at 1.0 five steps of some cases diverge, and rounding with them.
+LEARNING_RATE = 0.1
+
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
+KINDS = ("auto", "table_wise", "column_wise", "row_wise", "grid_shard")
 
 
 @dataclass(frozen=True)
@@ -39,36 +46,55 @@ class Case:
     plan: TowerPlan
     embedding_dim: int
     tower: object
+    pooling: dict[str, str] = field(default_factory=dict)
+    table_dims: dict[str, int] = field(default_factory=dict)
 
     def build(self, optimizer_name: str = "sgd") -> TowerStage:
         """The plain stage; every call gives the same initial values."""
         torch.manual_seed(7)
-        # lr = 1: one step of SGD moves a row by exactly its gradient.
-        optimizer = EmbeddingOptimizer(name=optimizer_name, learning_rate=1.0)
+        optimizer = EmbeddingOptimizer(name=optimizer_name, learning_rate=LEARNING_RATE)
         return TowerStage(
             schema=self.schema,
             plan=self.plan,
             embedding_dim=self.embedding_dim,
             tower=self.tower,
             optimizer=optimizer,
+            pooling=self.pooling,
+            table_dims=self.table_dims,
         )
 
 
-def draw_case(rng: random.Random, *, multi_hot: bool) -> Case:
-    """Uneven random towers over random tables."""
+def draw_case(rng: random.Random, *, multi_hot: bool, varied: bool = False) -> Case:
+    """Uneven random towers over random tables.
+
+    Args:
+        rng: where randomness comes from.
+        multi_hot: whether features hold none or several ids.
+        varied: some features single-hot and some not, weighted ids, means, shared tables and tables of other widths.
+    """
     num_features = rng.randint(2, 9)
-    num_towers = rng.randint(1, num_features)
+    num_towers = rng.randint(1, min(num_features, 8))
+    names = [f"f{i}" for i in range(num_features)]
+    tables = {name: rng.choice(names) if varied and rng.random() < 0.3 else name for name in names}
+    rows = {name: rng.randint(1, 40) for name in names}
     features = [
-        CategoricalFeature(name=f"f{i}", num_embeddings=rng.randint(1, 40), multi_hot=multi_hot, mean_length=1.0)
-        for i in range(num_features)
+        CategoricalFeature(
+            name=name,
+            num_embeddings=rows[tables[name]],
+            table=tables[name],
+            multi_hot=multi_hot and (not varied or rng.random() < 0.7),
+        )
+        for name in names
     ]
-    names = [feature.name for feature in features]
+    schema = FeatureSchema(categorical=features, weighted=varied and rng.random() < 0.4)
     rng.shuffle(names)
     cuts = [0, *sorted(rng.sample(range(1, num_features), num_towers - 1)), num_features]
     plan = TowerPlan(towers=[names[a:b] for a, b in itertools.pairwise(cuts)])
     c, p = rng.choice([(1, 0), (0, 1), (1, 2), (2, 1)])
     towers = [PassThrough, partial(DLRMTower, c=c, p=p, out_dim=rng.choice([3, 8]))]
-    return Case(FeatureSchema(categorical=features), plan, rng.choice([4, 8]), rng.choice(towers))
+    means = {name: rng.choice(["sum", "mean"]) for name in names if varied and rng.random() < 0.7}
+    dims = {name: rng.choice([4, 8, 12, 20]) for name in sorted(set(tables.values())) if varied and rng.random() < 0.3}
+    return Case(schema, plan, rng.choice([4, 8, 16]), rng.choice(towers), means, dims)
 
 
 def draw_batch(schema: FeatureSchema, size: int, rng: random.Random) -> KeyedJaggedTensor:
@@ -79,7 +105,9 @@ def draw_batch(schema: FeatureSchema, size: int, rng: random.Random) -> KeyedJag
         drawn = torch.randint(0, 5, (size,), generator=generator) if feature.multi_hot else torch.ones(size)
         lengths.append(drawn.to(torch.int32))
         ids.append(torch.randint(0, feature.num_embeddings, (int(drawn.sum()),), generator=generator))
-    return KeyedJaggedTensor(list(schema.feature_names), torch.cat(ids), lengths=torch.cat(lengths))
+    values = torch.cat(ids)
+    weights = torch.rand(values.numel(), generator=generator) if schema.weighted else None
+    return KeyedJaggedTensor(list(schema.feature_names), values, weights, lengths=torch.cat(lengths))
 
 
 def rows_of(batch: KeyedJaggedTensor, start: int, end: int) -> KeyedJaggedTensor:
@@ -87,52 +115,90 @@ def rows_of(batch: KeyedJaggedTensor, start: int, end: int) -> KeyedJaggedTensor
     names = batch.keys()
     parts = [batch[name] for name in names]
     lengths = [part.lengths()[start:end] for part in parts]
-    ids = [part.values()[int(part.offsets()[start]) : int(part.offsets()[end])] for part in parts]
-    return KeyedJaggedTensor(names, torch.cat(ids), lengths=torch.cat(lengths))
+    spans = [slice(int(part.offsets()[start]), int(part.offsets()[end])) for part in parts]
+    ids = [part.values()[span] for part, span in zip(parts, spans, strict=True)]
+    weights = None
+    if batch.weights_or_none() is not None:
+        weights = torch.cat([part.weights()[span] for part, span in zip(parts, spans, strict=True)])
+    return KeyedJaggedTensor(names, torch.cat(ids), weights, lengths=torch.cat(lengths), stride=end - start)
 
 
 class Reference(nn.Module):
-    """The stage's function in plain torch: one EmbeddingBag a feature, ordinary autograd."""
+    """The stage's function in plain torch: embeddings as ordinary parameters, ordinary autograd."""
 
     def __init__(self, stage: TowerStage) -> None:
         super().__init__()
-        weights = stage.embeddings.weights
-        self.bags = nn.ModuleDict(
-            {name: nn.EmbeddingBag.from_pretrained(w.clone(), freeze=False, mode="sum") for name, w in weights.items()}
-        )
+        self.tables = nn.ParameterDict({name: w.detach().clone() for name, w in stage.embeddings.weights.items()})
         self.towers = stage.towers
-        self.plan = stage.plan
+        self.stage_features = stage.tower_features
+        self.weighted = stage.schema.weighted
 
     def forward(self, batch: KeyedJaggedTensor) -> Tensor:
         outputs = []
-        for names, tower in zip(self.plan.towers, self.towers, strict=True):
-            pooled = [self.bags[n](batch[n].values().long(), batch[n].offsets()[:-1].long()) for n in names]
-            outputs.append(tower(torch.stack(pooled, dim=1)))
+        for features, tower in zip(self.stage_features, self.towers, strict=True):
+            pooled = []
+            for feature in features:
+                bags = batch[feature.name]
+                rows = self.tables[feature.table.name][bags.values().long()]
+                if self.weighted:
+                    rows = rows * bags.weights().unsqueeze(1)
+                sample = torch.arange(batch.stride()).repeat_interleave(bags.lengths().long())
+                total = rows.new_zeros(batch.stride(), rows.shape[1]).index_add(0, sample, rows)
+                pooled.append(total / bags.lengths().clamp(min=1).unsqueeze(1) if feature.is_mean else total)
+            mixed = len({p.shape[1] for p in pooled}) > 1 or hasattr(tower, "projections")
+            outputs.append(tower(torch.cat(pooled, dim=1).unsqueeze(1) if mixed else torch.stack(pooled, dim=1)))
         return torch.cat(outputs, dim=1)
 
 
-def shard(kind: str, plain: TowerStage, topology: Topology) -> ShardedStage:
+_GROUPS: dict[Topology, ProcessGroups] = {}
+
+
+def groups_of(topology: Topology) -> ProcessGroups:
+    """Process groups, made once a layout in each rank: a world has room for so many connections."""
+    if topology not in _GROUPS:
+        _GROUPS[topology] = ProcessGroups.create(topology, timeout=timedelta(seconds=60))
+    return _GROUPS[topology]
+
+
+def shard(kind: str, plain: TowerStage, topology: Topology, **options: Any) -> ShardedStage:
     device = torch.device("cpu")
     if kind == "torchrec":
-        return FlatStage(plain, topology=topology, device=device)
-    groups = ProcessGroups.create(topology, timeout=timedelta(seconds=60))
-    return SpttStage(plain, topology=topology, groups=groups, rank=dist.get_rank(), device=device)
+        return FlatStage(plain, topology=topology, device=device, **options)
+    return SpttStage(
+        plain, topology=topology, groups=groups_of(topology), rank=dist.get_rank(), device=device, **options
+    )
 
 
-def check_case(case: Case, kind: str, topology: Topology, rng: random.Random, *, steps: int) -> None:
+def check_case(
+    case: Case,
+    kind: str,
+    topology: Topology,
+    rng: random.Random,
+    *,
+    steps: int,
+    options: Mapping[str, Any] | None = None,
+    prefetch: bool = False,
+) -> None:
     """Train the sharded stage and the reference side by side; compare outputs, gradients and parameters."""
     rank, world = dist.get_rank(), topology.world_size
     reference = Reference(case.build())
-    optimizer = torch.optim.SGD(reference.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=LEARNING_RATE)
     with deferred_tables():
         plain = case.build()
-    stage = shard(kind, plain, topology)
+    stage = shard(kind, plain, topology, **(options or {}))
+    batches, all_sizes = [], []
     for _ in range(steps):
         sizes = [rng.choice([0, 1, 3, 4]) for _ in range(world)] if rng.random() < 0.5 else [rng.randint(1, 5)] * world
         if not sum(sizes):
             sizes[0] = 2
+        batches.append(draw_batch(case.schema, sum(sizes), rng))
+        all_sizes.append(sizes)
+    mine = [
+        rows_of(batch, sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        for batch, sizes in zip(batches, all_sizes, strict=True)
+    ]
+    for step, (batch, sizes) in enumerate(zip(batches, all_sizes, strict=True)):
         total, start = sum(sizes), sum(sizes[:rank])
-        batch = draw_batch(case.schema, total, rng)
         weights = torch.randn(total, stage.out_features, stage.out_dim, generator=torch.Generator().manual_seed(total))
 
         optimizer.zero_grad()
@@ -140,12 +206,17 @@ def check_case(case: Case, kind: str, topology: Topology, rng: random.Random, *,
         ((expected * weights).sum() / total).backward()
 
         stage.zero_grad()
-        mine = slice(start, start + sizes[rank])
-        output = stage(rows_of(batch, start, start + sizes[rank]))
-        torch.testing.assert_close(output, expected[mine], **TOLERANCE)
+        if prefetch and step + 1 < steps:
+            stage.prefetch(mine[step + 1], loader=mine)
+        own = slice(start, start + sizes[rank])
+        pending = stage.start(mine[step])
+        output = pending.wait()
+        torch.testing.assert_close(output, expected[own], **TOLERANCE)
         assert stage.batch_sizes() == sizes
-        local_mean = (output * weights[mine]).sum() / max(sizes[rank], 1)
+        local_mean = (output * weights[own]).sum() / max(sizes[rank], 1)
         (local_mean * (sizes[rank] * world / total)).backward()
+        if prefetch:
+            stage.advance()
         stage.reduce_gradients()
         if kind == "torchrec":  # what DistributedDataParallel does in a real run
             for parameter in stage.towers.parameters():
@@ -154,7 +225,7 @@ def check_case(case: Case, kind: str, topology: Topology, rng: random.Random, *,
         _compare_gradients(stage, reference)
         with torch.no_grad():
             for parameter in stage.towers.parameters():
-                parameter -= parameter.grad
+                parameter -= LEARNING_RATE * parameter.grad
         optimizer.step()
         _compare_parameters(stage, reference)
 
@@ -167,56 +238,80 @@ def _compare_gradients(stage: ShardedStage, reference: Reference) -> None:
 
 def _compare_parameters(stage: ShardedStage, reference: Reference) -> None:
     state = stage.stage_state()
-    names = {f"embeddings.{weight_name(name)}": name for name in reference.bags}
-    owned = {names[key]: tensor for key, tensor in state.items() if key in names}
-    for name, tensor in owned.items():
-        torch.testing.assert_close(
-            tensor, reference.bags[name].weight.data, msg=lambda m, n=name: f"{n}: {m}", **TOLERANCE
-        )
+    wanted = {f"embeddings.{weight_name(name)}": table.data for name, table in reference.tables.items()}
+    wanted |= {f"towers.{name}": tensor for name, tensor in reference.towers.state_dict().items()}
+    for name, shards in state.items():
+        for part in shards if name in wanted else []:
+            torch.testing.assert_close(
+                part.tensor, part.of(wanted[name]), msg=lambda m, n=name: f"{n}: {m}", **TOLERANCE
+            )
+    held = {name: [blocks_of(part) for part in shards] for name, shards in state.items() if "embeddings." in name}
     everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, list(owned))
-    # Every table is on exactly one rank.
-    assert sorted(name for names in everyone for name in names) == sorted(reference.bags)
-    for name, tensor in reference.towers.state_dict().items():
-        if f"towers.{name}" in state:
-            torch.testing.assert_close(state[f"towers.{name}"], tensor, **TOLERANCE)
+    dist.all_gather_object(everyone, held)
+    for name, table in reference.tables.items():
+        # Every element of a table is on exactly one rank.
+        count = torch.zeros_like(table, dtype=torch.int32)
+        for ranks_blocks in everyone:
+            for rows, columns in ranks_blocks.get(f"embeddings.{weight_name(name)}", []):
+                count[slice(*rows), slice(*columns)] += 1
+        assert bool((count == 1).all()), name
 
 
-def check_many(ranks_per_host: int, seed: int, num_cases: int) -> int:
-    """Check random cases under both strategies; returns how many were checked."""
+def blocks_of(part: TensorShard) -> list[tuple[int, int]]:
+    """First index and the one after the last, by dimension."""
+    return [(start, start + size) for start, size in zip(part.offsets, part.tensor.shape, strict=True)]
+
+
+def draw_options(case: Case, topology: Topology, rng: random.Random) -> dict[str, Any]:
+    """How tables are cut: one kind for all, or one by table where it can be."""
+    if rng.random() < 0.6:
+        return {"sharding": rng.choice(KINDS)}
+    seats, by_table = topology.num_seats, {}
+    for feature in case.schema.categorical:
+        width = case.table_dims.get(feature.table, case.embedding_dim)
+        kinds = ["auto", "table_wise"]
+        kinds += ["column_wise"] if width >= 8 else []
+        kinds += ["row_wise"] if feature.num_embeddings > 1 else []
+        kinds += (
+            ["grid_shard"] if width >= 8 and seats % 2 == 0 and seats > 3 and feature.num_embeddings >= seats else []
+        )
+        by_table[feature.table] = rng.choice(kinds)
+    return {"sharding": by_table}
+
+
+def check_many(ranks_per_host: int, hosts_per_group: int, seed: int, num_cases: int, steps: int) -> int:
+    """Check random cases; every second one with all that a stage can do. Returns how many were checked."""
     init_gloo()
     rng = random.Random(seed)
-    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
+    world_size = dist.get_world_size()
+    topology = Topology(world_size=world_size, ranks_per_host=ranks_per_host, hosts_per_group=hosts_per_group)
     for index in range(num_cases):
-        case = draw_case(rng, multi_hot=index % 2 == 1)
-        for kind in ("sptt", "torchrec"):
-            state = rng.getstate()
-            try:
-                check_case(case, kind, topology, rng, steps=3)
-            except AssertionError as error:
-                raise AssertionError(f"seed {seed}, case {index}, {kind}, {case}: {error}") from error
-            rng.setstate(state)
+        case = draw_case(rng, multi_hot=rng.random() < 0.6, varied=index % 2 == 1)
+        options = draw_options(case, topology, rng)
+        try:
+            check_case(case, "sptt", topology, rng, steps=steps, options=options, prefetch=rng.random() < 0.5)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, case {index}, {topology}, {options}, {case}: {error}") from error
     return num_cases
 
 
-def stage_state_shapes(kind: str, optimizer_name: str) -> dict[str, list[int]]:
-    """Names and shapes of the state that this rank holds of a fixed stage on two hosts of two ranks."""
-    if not dist.is_initialized():
-        init_gloo()
+def stage_state_shapes(kind: str, optimizer_name: str, **options: Any) -> dict[str, list[tuple[int, ...]]]:
+    """Names and whole shapes of the state that this rank holds of a fixed stage on two hosts of two ranks."""
     case = draw_case(random.Random(3), multi_hot=False)
     with deferred_tables():
         plain = case.build(optimizer_name)
-    stage = shard(kind, plain, Topology(world_size=dist.get_world_size(), ranks_per_host=2))
-    return {name: list(tensor.shape) for name, tensor in stage.stage_state().items()}
+    stage = shard(kind, plain, Topology(world_size=dist.get_world_size(), ranks_per_host=2), **options)
+    return {name: [tuple(part.shape) for part in shards] for name, shards in stage.stage_state().items()}
 
 
-def all_state_shapes() -> list[dict[str, list[int]]]:
+def all_state_shapes() -> list[dict[str, list[tuple[int, ...]]]]:
     """:func:`stage_state_shapes` of both strategies with every optimiser."""
+    init_gloo()
     return [stage_state_shapes(kind, name) for kind in ("sptt", "torchrec") for name in OPTIMIZERS]
 
 
-def plain_state_shapes() -> list[dict[str, list[int]]]:
+def plain_state_shapes() -> list[dict[str, tuple[int, ...]]]:
     """The same of the plain stage, once for each strategy."""
     case = draw_case(random.Random(3), multi_hot=False)
     plain = [case.build(name).state_dict() for name in OPTIMIZERS]
-    return [{name: list(tensor.shape) for name, tensor in state.items()} for state in plain] * 2
+    return [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in plain] * 2

@@ -1,5 +1,6 @@
-"""sptt = torchrec = plain torch: outputs, gradients and parameters over random stages, layouts and batches."""
+"""sptt = plain torch: outputs, gradients and parameters over random stages, layouts, shardings and batches."""
 
+import os
 import random
 
 import pytest
@@ -7,18 +8,24 @@ import pytest
 from tests.distributed.harness import run_ranks
 from tests.distributed.stage_cases import all_state_shapes, check_many, plain_state_shapes
 
+# Cases a layout: 10 x 20 = 200 and more with DMT_STAGE_CASES=20.
+NUM_CASES = int(os.environ.get("DMT_STAGE_CASES", "5"))
 
-@pytest.mark.parametrize(("hosts", "ranks_per_host"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 2)])
-def test_sharded_stages_equal_plain_torch(hosts: int, ranks_per_host: int) -> None:
+# hosts, ranks per host, hosts per group
+LAYOUTS = [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 4, 1), (3, 2, 1), (2, 4, 1)]
+
+
+@pytest.mark.parametrize(("hosts", "ranks_per_host", "hosts_per_group"), LAYOUTS)
+def test_sptt_equals_plain_torch(hosts: int, ranks_per_host: int, hosts_per_group: int) -> None:
     seed = random.SystemRandom().randrange(2**31)  # fresh cases each run; a failure names its seed
-    assert set(run_ranks(check_many, world_size=hosts * ranks_per_host, args=(ranks_per_host, seed, 6))) == {6}
+    arguments = (ranks_per_host, hosts_per_group, seed, NUM_CASES, 5)
+    checked = run_ranks(check_many, world_size=hosts * ranks_per_host, args=arguments, timeout_s=60 + 20 * NUM_CASES)
+    assert set(checked) == {NUM_CASES}
 
 
 def test_ranks_together_hold_the_plain_stages_state() -> None:
     """So that a checkpoint of any layout is whole: weights, accumulators and tower modules, under the same names."""
     by_rank = run_ranks(all_state_shapes, world_size=4)
-    for plain, ranks in zip(plain_state_shapes(), zip(*by_rank, strict=True), strict=True):
-        together: dict[str, list[int]] = {}
-        for state in ranks:
-            together |= state
+    for ranks, plain in zip(zip(*by_rank, strict=True), plain_state_shapes(), strict=True):
+        together = {name: shape for held in ranks for name, shapes in held.items() for shape in shapes}
         assert together == plain

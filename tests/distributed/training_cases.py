@@ -4,7 +4,7 @@ The functions run inside the ranks that ``harness.run_ranks`` starts.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ class Run:
         resume: checkpoint to start from.
         save: checkpoint to write at the end.
         dense_optimizer: of the dense layers.
+        embedding_optimizer: of the rows.
+        options: more arguments of the strategy.
+        limits: more arguments of the Trainer.
     """
 
     strategy: str
@@ -50,6 +53,9 @@ class Run:
     dense_optimizer: str = "SGD"
     num_nodes: int = 1
     precision: str = "32-true"
+    embedding_optimizer: str = "rowwise_adagrad"
+    options: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
 
 
 def make_model(run: Run, over_layers: Sequence[int] = (16,)) -> ClickModel:
@@ -60,7 +66,7 @@ def make_model(run: Run, over_layers: Sequence[int] = (16,)) -> ClickModel:
         tower=partial(DLRMTower, c=1, p=1, out_dim=4),
         top=partial(DLRM, bottom_layers=[8], over_layers=list(over_layers)),
         dense_optimizer=partial(optimizer, lr=0.1 if run.dense_optimizer == "SGD" else 0.01),
-        embedding_optimizer=EmbeddingOptimizer(name="rowwise_adagrad", learning_rate=0.1),
+        embedding_optimizer=EmbeddingOptimizer(name=run.embedding_optimizer, learning_rate=0.1),
         # Reaches dense layers and embedding rows, and is resumed with them.
         lr_scheduler=partial(torch.optim.lr_scheduler.PolynomialLR, total_iters=10),
     )
@@ -81,16 +87,15 @@ def make_data() -> SyntheticClicks:
 
 
 def make_trainer(run: Run, world_size: int) -> L.Trainer:
-    strategies: dict[str, Any] = {
-        "auto": "auto",
-        "sptt": SpttStrategy(ranks_per_host=run.ranks_per_host),
-        "torchrec": TorchRecStrategy(ranks_per_host=run.ranks_per_host),
-    }
+    kinds = {"sptt": SpttStrategy, "torchrec": TorchRecStrategy}
+    strategy: Any = "auto"
+    if run.strategy != "auto":
+        strategy = kinds[run.strategy](ranks_per_host=run.ranks_per_host, **run.options)
     return L.Trainer(
         accelerator="cpu",
         devices=world_size // run.num_nodes,
         num_nodes=run.num_nodes,
-        strategy=strategies[run.strategy],
+        strategy=strategy,
         plugins=[TowerCheckpointIO()] if run.strategy == "auto" else [],
         max_steps=run.max_steps,
         precision=run.precision,
@@ -99,7 +104,7 @@ def make_trainer(run: Run, world_size: int) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        num_sanity_val_steps=0,
+        **{"num_sanity_val_steps": 0} | run.limits,
     )
 
 

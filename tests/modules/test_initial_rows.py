@@ -34,6 +34,19 @@ def test_any_split_of_the_rows_gives_the_same_values(seed: int, rng: random.Rand
     assert torch.equal(rows(BLOCK - 3, BLOCK + 5, config=table(), seed=seed), whole[BLOCK - 3 : BLOCK + 5])
 
 
+def test_any_block_has_the_values_of_the_whole(seed: int, rng: random.Random) -> None:
+    whole = rows(0, ROWS, config=table(), seed=seed)
+    for _ in range(3):
+        first_row, end_row = sorted(rng.sample(range(ROWS + 1), 2))
+        first_column, end_column = sorted(rng.sample(range(5), 2))
+        # A view of wider storage, as the kernel's blocks may be.
+        storage = torch.full((end_row - first_row, 6), torch.nan)
+        block = storage[:, : end_column - first_column]
+        initialize_rows(block, table=table(), first_row=first_row, first_column=first_column, seed=seed)
+        assert torch.equal(block, whole[first_row:end_row, first_column:end_column])
+        assert storage[:, block.shape[1] :].isnan().all()
+
+
 def test_no_rows_are_no_work(seed: int) -> None:
     assert rows(BLOCK, BLOCK, config=table(), seed=seed).shape == (0, 4)
 

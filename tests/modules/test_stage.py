@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dmt.modules import DLRMTower, EmbeddingOptimizer, PassThrough, TowerModule,
 from dmt.modules.towers import TowerFactory
 from dmt.plan import TowerPlan
 from dmt.schema import CategoricalFeature, FeatureSchema
+from tests.distributed.stage_cases import LEARNING_RATE, Reference, draw_batch, draw_case
 
 # Pooled sums of up to 4 values, then dot products of up to 5 * 8 = 40: rounding of about sqrt(40) * 6e-8 =
 # 4e-7 of values of order 1; 5e-6 leaves a factor ten.
@@ -122,9 +124,7 @@ def test_a_batch_of_other_features_is_refused(keys: list[str]) -> None:
 def test_a_single_hot_batch_with_another_number_of_ids_is_refused() -> None:
     lengths = torch.tensor([1, 1, 1, 2, 1, 1, 1, 1, 1, 1], dtype=torch.int32)
     batch = KeyedJaggedTensor(NAMES, torch.zeros(11, dtype=torch.int64), lengths=lengths)
-    with pytest.raises(
-        UserInputError, match=r"11 ids for 2 samples of 5 single-hot features, .*; mark .* as multi_hot"
-    ):
+    with pytest.raises(UserInputError, match=r"11 ids for 2 samples of 5 features, .*; mark .* as multi_hot"):
         make_stage()(batch)
 
 
@@ -135,17 +135,60 @@ def test_a_single_hot_batch_with_none_and_two_ids_is_refused() -> None:
         make_stage()(batch)
 
 
-def test_weights_of_ids_are_used_or_refused(seed: int, rng: random.Random) -> None:
+def test_everything_a_stage_can_do_equals_plain_torch(rng: random.Random) -> None:
+    """Means, weights, shared tables, tables of other widths, single- and multi-hot features side by side."""
+    for _ in range(10):
+        case = draw_case(rng, multi_hot=rng.random() < 0.7, varied=True)
+        stage, reference = case.build(), Reference(case.build())
+        optimizer = torch.optim.SGD(reference.parameters(), lr=LEARNING_RATE)
+        for _ in range(3):
+            batch = draw_batch(case.schema, rng.randint(0, 6), rng)
+            expected, output = reference(batch), stage(batch)
+            torch.testing.assert_close(output, expected, msg=lambda m, c=case: f"{c}: {m}", **TOLERANCE)
+            factors = torch.randn(expected.shape)
+            stage.zero_grad()
+            optimizer.zero_grad()
+            (output * factors).sum().backward()
+            (expected * factors).sum().backward()
+            for mine, wanted in zip(stage.towers.parameters(), reference.towers.parameters(), strict=True):
+                torch.testing.assert_close(mine.grad, wanted.grad, **TOLERANCE)
+                with torch.no_grad():
+                    mine -= LEARNING_RATE * mine.grad
+            optimizer.step()
+        for name, table in reference.tables.items():
+            # Rounding of three steps, each step's passed on by the next: a factor of ten more.
+            torch.testing.assert_close(stage.embeddings.weights[name], table.data, rtol=5e-5, atol=5e-5)
+
+
+def test_weights_must_be_what_the_schema_says(rng: random.Random) -> None:
     stage = make_stage(multi_hot=True)
     plain = make_batch(stage, 8, rng)
-    weights = torch.full((plain.values().numel(),), 2.0)
-    weighted = KeyedJaggedTensor(plain.keys(), plain.values(), weights=weights, lengths=plain.lengths())
-    expected = 2 * stage(plain)
-    try:
-        output = stage(weighted)
-    except UserInputError:
-        return
-    torch.testing.assert_close(output, expected, **TOLERANCE)
+    weighted = KeyedJaggedTensor(
+        plain.keys(), plain.values(), weights=torch.ones(plain.values().numel()), lengths=plain.lengths()
+    )
+    with pytest.raises(UserInputError, match="its ids have weights, the model's schema says weighted=false"):
+        stage(weighted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling": {"x": "mean"}}, "pooling: there is no feature 'x'"),
+        ({"pooling": "max"}, "pooling=max: choose sum or mean"),
+        ({"table_dims": {"x": 8}}, "table_dims: there is no table 'x'"),
+        ({"table_dims": {"a": 6}}, "multiple of 4"),
+    ],
+)
+def test_options_that_name_what_does_not_exist_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserInputError, match=message):
+        TowerStage(
+            schema=FeatureSchema(categorical=[CategoricalFeature(name=name, num_embeddings=2) for name in "ab"]),
+            plan=TowerPlan(towers=[["a", "b"]]),
+            embedding_dim=4,
+            tower=PassThrough,
+            optimizer=EmbeddingOptimizer(),
+            **options,
+        )
 
 
 class Wrong(TowerModule):

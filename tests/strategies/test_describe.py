@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from dmt.describe import Layout, describe
+from dmt.describe import Layout, describe, print_description
+from dmt.errors import UserInputError
 from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer, PassThrough
 from dmt.plan import TowerPlan
 from dmt.schema import CategoricalFeature, FeatureSchema
@@ -33,9 +34,12 @@ def make_model(**options: Any) -> ClickModel:
     )
 
 
-def layout(strategy: str = "sptt", *, world_size: int = 2, ranks_per_host: int = 1) -> Layout:
-    topology = Topology(world_size=world_size, ranks_per_host=ranks_per_host)
-    return Layout(strategy=strategy, topology=topology, global_batch_size=64)
+def layout(
+    strategy: str = "sptt", *, world_size: int = 2, ranks_per_host: int = 1, hosts_per_group: int = 1, **options: Any
+) -> Layout:
+    topology = Topology(world_size=world_size, ranks_per_host=ranks_per_host, hosts_per_group=hosts_per_group)
+    options.setdefault("sharding", "table_wise" if strategy == "torchrec" else "auto")
+    return Layout(strategy=strategy, topology=topology, global_batch_size=64, **options)
 
 
 def chain(*sizes: int) -> int:
@@ -127,7 +131,7 @@ def test_the_papers_models_cost_what_table_4_says(options: dict[str, Any], mflop
 def test_bytes_across_two_hosts_of_one_rank_equal_a_hand_count() -> None:
     description = describe(make_model(), SCHEMA, layout())
     batch = 32  # of one rank; half of everything is the other host's
-    ids = 4 * batch * 5 / 2
+    ids = 1 * batch * 5 / 2  # tables of 3 to 7 rows: a byte names them
     outputs = 4 * batch * 9 * 4 / 2
     ring = 2 * (2 - 1) / 2 * 4 * description["dense_parameters"]
     sent = description["bytes_per_iteration"]
@@ -162,3 +166,108 @@ def test_memory_is_the_largest_ranks(name: Any, state: int) -> None:
     # Weights and gradients of the dense layers and of tower 0, the larger one: 3*8 -> 8 and 8 -> 4, with biases.
     tower = 24 * 8 + 8 + 8 * 4 + 4
     assert memory["dense_layers"] == 2 * 4 * (description["dense_parameters"] + tower)
+
+
+SHARED = FeatureSchema(
+    categorical=[
+        CategoricalFeature(name="a", num_embeddings=8, table="city"),
+        CategoricalFeature(name="b", num_embeddings=8, table="city"),
+        CategoricalFeature(name="c", num_embeddings=20, multi_hot=True, mean_length=3.0),
+        CategoricalFeature(name="d", num_embeddings=6),
+    ]
+)
+
+
+def shared_model(**options: Any) -> ClickModel:
+    """Two towers; a and b share a table of 16 columns, d has 4, c the model's 8."""
+    plan = TowerPlan(towers=[["a", "b", "d"], ["c"]])
+    return make_model(**({"plan": plan, "table_dims": {"city": 16, "d": 4}} | options))
+
+
+def test_shared_tables_and_tables_of_other_widths_equal_hand_counts() -> None:
+    model = shared_model(embedding_optimizer=EmbeddingOptimizer(name="rowwise_adagrad"))
+    description = describe(model, SHARED, layout())
+    assert description["parameters"] == sum(parameter.numel() for parameter in model.build(SHARED).parameters())
+    assert description["embedding_parameters"] == 8 * 16 + 20 * 8 + 6 * 4
+    # Elements entering: 16 + 16 + 4 + 8; leaving: (1*3 + 2) + (1*1 + 2) vectors of 4.
+    assert description["compression_ratio"] == 44 / 32
+    first, second = description["towers"]
+    assert (first["in_features"], first["table_dims"], first["module"]) == (3, [16, 16, 4], "DLRMTower")
+    assert (second["table_dims"], second["out_features"], second["out_dim"]) == ([8], 3, 4)
+    # Tower 0's rank holds city and d, tower 1's rank c, which is the larger one; a row has one accumulator.
+    assert description["memory_bytes_per_rank"]["embedding_tables"] == 4 * max(8 * 17 + 6 * 5, 20 * 9)
+    # B = 32; of each rank's ids and lengths those of the other rank's tower: a mean of half of all.
+    sent = description["bytes_per_iteration"]["by_purpose"]
+    assert sent["ids_peer"]["cross_host"] == 1 * 32 * (1 + 1 + 3 + 1) / 2
+    assert sent["lengths_peer"]["cross_host"] == 4 * 32 * 1 / 2
+    # Linear layers without bias bring a, b (16) and d (4) to 8 columns.
+    towers = 16 * 8 * 2 + 4 * 8 + chain(3 * 8, 2 * 4) + 3 * chain(8, 4) + chain(8, 2 * 4) + chain(8, 4)
+    over = chain(8 * 7 // 2, 16, 6, 1)
+    assert description["mflops_per_sample"] * 1e6 == pytest.approx(6 * (towers + 8**2 * 4 + over), rel=1e-12)
+
+
+def test_tables_say_how_they_are_cut_and_where_they_are() -> None:
+    cut = {"city": "column_wise", "c": "row_wise", "d": "table_wise"}
+    model = shared_model(embedding_optimizer=EmbeddingOptimizer(name="sgd"))
+    description = describe(model, SHARED, layout(world_size=4, ranks_per_host=2, sharding=cut))
+    told = {table["name"]: (table["sharding"], table["ranks"]) for table in description["tables"]}
+    assert {"city": ("column_wise", [0, 1]), "c": ("row_wise", [2, 3])}.items() <= told.items()
+    assert told["d"][0] == "table_wise" and len(told["d"][1]) == 1
+    assert [table["features"] for table in description["tables"]] == [["a", "b"], ["d"], ["c"]]
+    # Ids of a column-wise table go to every seat, those of a row-wise table to one.
+    plain = describe(model, SHARED, layout(world_size=4, ranks_per_host=2, sharding="table_wise"))
+    extra, whole = (d["bytes_per_iteration"]["by_purpose"]["ids_group"]["intra_host"] for d in (description, plain))
+    assert extra - whole == 4 * 16 * (2 - 1) / 2 * 2  # B = 16, (S-1)/S of two more lookups a sample
+
+
+def test_a_kind_that_the_optimizer_cannot_have_is_refused_as_in_a_run() -> None:
+    model = make_model(embedding_optimizer=EmbeddingOptimizer(name="rowwise_adagrad"))
+    with pytest.raises(UserInputError, match=r"^sharding=column_wise: rowwise_adagrad"):
+        describe(model, SCHEMA, layout(world_size=2, ranks_per_host=2, sharding="column_wise"))
+
+
+@pytest.mark.parametrize(
+    ("precisions", "sizes"), [(("bf16", "fp32"), (2 * 4, 4 * 4)), (("int8", "fp16"), (4 + 8, 2 * 4))]
+)
+def test_lower_precision_narrows_what_crosses_hosts(precisions: tuple[str, str], sizes: tuple[int, int]) -> None:
+    options = dict(zip(("forward_precision", "backward_precision"), precisions, strict=True))
+    description = describe(make_model(), SCHEMA, layout(**options))
+    sent = description["bytes_per_iteration"]["by_purpose"]
+    # 9 outputs of 4 columns, B = 32, half of them the other host's.
+    assert sent["embeddings_peer"]["cross_host"] == 32 * 9 * sizes[0] / 2
+    assert sent["embeddings_peer_backward"]["cross_host"] == 32 * 9 * sizes[1] / 2
+    assert (description["layout"]["forward_precision"], description["layout"]["backward_precision"]) == precisions
+
+
+def test_a_group_of_two_hosts_holds_all_towers_and_sends_inside_itself() -> None:
+    description = describe(make_model(), SCHEMA, layout(world_size=4, ranks_per_host=2, hosts_per_group=2))
+    assert {tower["host_group"] for tower in description["towers"]} == {0}
+    sent = description["bytes_per_iteration"]["by_purpose"]
+    assert "embeddings_peer" not in sent and "ids_peer" not in sent
+    # Of three mates two are on the other host; B = 16 samples' 5 embeddings of 8 floats, looked up on four ranks.
+    assert sent["embeddings_group"]["cross_host"] == 4 * 16 * 5 * 8 * 2 / 4
+    assert sent["embeddings_group"]["intra_host"] == 4 * 16 * 5 * 8 * 1 / 4
+    assert description["layout"]["hosts_per_group"] == 2
+
+
+def test_the_printed_tables_say_what_the_json_says(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"sharding": {"c": "row_wise"}, "forward_precision": "bf16"}
+    description = describe(shared_model(), SHARED, layout(world_size=4, ranks_per_host=2, **options))
+    print_description(description)
+    shown = " ".join(capsys.readouterr().out.split())  # lines are wrapped to the terminal
+    cross = description["bytes_per_iteration"]["cross_host"]
+    for words in ("16 + 16 + 4", "1 x 8", "row_wise", "bf16 forward and fp32 backward", f"{cross / 1e6:,.3f} MB"):
+        assert words in shown, words
+
+
+@pytest.mark.parametrize(("device_type", "size"), [("cpu", 1 + 2), ("cuda", 4 + 4)])
+def test_ids_between_hosts_are_as_narrow_as_their_tables_let_them_be(device_type: str, size: int) -> None:
+    schema = FeatureSchema(
+        categorical=[
+            CategoricalFeature(name="a", num_embeddings=256),
+            CategoricalFeature(name="b", num_embeddings=257),
+        ]
+    )
+    model = make_model(plan=TowerPlan(towers=[["a"], ["b"]]))
+    sent = describe(model, schema, layout(device_type=device_type))["bytes_per_iteration"]["by_purpose"]
+    assert sent["ids_peer"]["cross_host"] == 32 * size / 2

@@ -1,6 +1,7 @@
 """What placement and the wire take from a plain stage."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +12,22 @@ from dmt.plan import TowerPlan
 from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies.flat import FlatStage
 from dmt.strategies.stage import table_costs, wire_id_dtype
-from dmt.strategies.topology import TableCost, Topology
+from dmt.strategies.topology import Topology
 from tests.distributed.harness import init_gloo, run_ranks
 
 
-def make_stage(*rows: int, names: Sequence[str] = ("f0", "f1", "f2")) -> TowerStage:
+def make_stage(
+    *rows: int,
+    names: Sequence[str] = ("f0", "f1", "f2"),
+    tables: Sequence[str] = ("", "", ""),
+    optimizer: Any = "rowwise_adagrad",
+) -> TowerStage:
     """A stage of which the second feature holds several ids, in towers of the last feature and of the others."""
     names = names[: len(rows)]
     features = [
-        CategoricalFeature(name=name, num_embeddings=n, multi_hot=i == 1, mean_length=2.5 if i == 1 else 1.0)
+        CategoricalFeature(
+            name=name, num_embeddings=n, multi_hot=i == 1, mean_length=2.5 if i == 1 else 1.0, table=tables[i]
+        )
         for i, (name, n) in enumerate(zip(names, rows, strict=True))
     ]
     with deferred_tables():
@@ -28,18 +36,24 @@ def make_stage(*rows: int, names: Sequence[str] = ("f0", "f1", "f2")) -> TowerSt
             plan=TowerPlan(towers=[tower for tower in (names[-1:], names[:-1]) if tower]),
             embedding_dim=8,
             tower=PassThrough,
-            optimizer=EmbeddingOptimizer(),
+            optimizer=EmbeddingOptimizer(name=optimizer),
         )
 
 
-def test_a_tables_cost_counts_float32_rows() -> None:
-    assert table_costs(make_stage(10, 20, 30)) == [
-        [TableCost(name="f2", output_bytes=32, lookups=1.0, memory_bytes=30 * 32)],
-        [
-            TableCost(name="f0", output_bytes=32, lookups=1.0, memory_bytes=10 * 32),
-            TableCost(name="f1", output_bytes=32, lookups=2.5, memory_bytes=20 * 32),
-        ],
-    ]
+@pytest.mark.parametrize(
+    ("name", "state", "splits"), [("sgd", 0, True), ("adagrad", 8, True), ("rowwise_adagrad", 1, False)]
+)
+def test_a_tables_cost_counts_its_lookups_and_its_rows_with_their_state(name: str, state: int, splits: bool) -> None:
+    costs = table_costs(make_stage(10, 20, 30, optimizer=name))
+    assert [cost.table.name for cost in costs] == ["f2", "f0", "f1"]
+    assert [cost.lookups for cost in costs] == [1.0, 1.0, 2.5]
+    assert [cost.memory_bytes for cost in costs] == [4 * rows * (8 + state) for rows in (30, 10, 20)]
+    assert {cost.can_split_columns for cost in costs} == {splits}
+
+
+def test_a_shared_tables_cost_has_the_lookups_of_all_its_features() -> None:
+    [cost] = table_costs(make_stage(10, 10, 10, tables=["t", "t", "t"]))
+    assert (cost.table.name, cost.lookups, cost.memory_bytes) == ("t", 4.5, 4 * 10 * 9)
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(2, torch.int32), (2**31, torch.int32), (2**31 + 1, torch.int64)])

@@ -2,22 +2,25 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.modules import TowerStage, deferred_tables
-from dmt.strategies.sptt import ProcessGroups, SpttStage
-from dmt.strategies.stage import table_costs, wire_id_dtype
-from dmt.strategies.topology import Placement, Topology
-from dmt.strategies.traffic import StageShape, sptt_traffic
+from dmt.schema import FeatureSchema
+from dmt.strategies.stage import wire_id_dtype
+from dmt.strategies.topology import Topology
+from dmt.strategies.traffic import FLOAT_BYTES, StageShape, sptt_traffic
 from tests.distributed.harness import init_gloo
-from tests.distributed.stage_cases import draw_batch, draw_case
+from tests.distributed.stage_cases import draw_case, draw_options, shard
 
 Bytes = dict[tuple[str, str], float]
+
+EVEN_ROWS = (1, 2, 4, 8, 512)  # 512: too many for ids of one byte
+MEAN_LENGTH = 2
 
 
 @dataclass(frozen=True)
@@ -26,50 +29,93 @@ class Measured:
 
     Args:
         case: what it was, for the message of a failure.
-        multi_hot: whether ids come in bags.
+        topology: hosts and ranks.
+        precision: of tower outputs between host groups.
+        batch_size: B.
+        output_floats: sum(O_t)*D.
         sent: bytes this rank counted in a forward and a backward pass.
+        messages: ranks they went to.
         predicted: mean bytes a rank, of the stage alone.
     """
 
     case: str
-    multi_hot: bool
+    topology: Topology
+    precision: str
+    batch_size: int
+    output_floats: int
     sent: Bytes
+    messages: dict[tuple[str, str], int]
     predicted: Bytes
 
 
 def shape_of(stage: TowerStage, batch_size: int) -> StageShape:
     return StageShape(
-        mean_lengths={feature.name: feature.mean_length for feature in stage.schema.categorical},
-        single_hot=not any(feature.multi_hot for feature in stage.schema.categorical),
-        embedding_dim=stage.embedding_dim,
+        schema=stage.schema,
+        towers=stage.plan.towers,
         tower_outputs=[tower.out_features for tower in stage.tower_modules],
         out_dim=stage.out_dim,
-        tower_bytes=[0] * len(stage.towers),  # no gradient is reduced here
+        tower_bytes=[FLOAT_BYTES * sum(p.numel() for p in tower.parameters()) for tower in stage.towers],
         dense_bytes=0,
         batch_size=batch_size,
     )
 
 
-def measure(layouts: Sequence[int], seed: int, num_cases: int) -> list[dict[str, Any]]:
-    """Random stages in every layout (ranks per host); every rank draws the same ones."""
+def make_even(schema: FeatureSchema, rng: random.Random) -> FeatureSchema:
+    """The same columns, with tables that an even batch looks up evenly."""
+    rows = {feature.table: rng.choice(EVEN_ROWS) for feature in schema.categorical}
+    features = [
+        replace(f, num_embeddings=rows[f.table], mean_length=MEAN_LENGTH if f.multi_hot else 1.0)
+        for f in schema.categorical
+    ]
+    return replace(schema, categorical=features)
+
+
+def even_batch(schema: FeatureSchema, size: int) -> KeyedJaggedTensor:
+    """Bags of exactly ``mean_length`` ids, every row as often as any other."""
+    lengths = [torch.full((size,), int(feature.mean_length), dtype=torch.int32) for feature in schema.categorical]
+    ids = [
+        torch.arange(int(own.sum())) % feature.num_embeddings
+        for feature, own in zip(schema.categorical, lengths, strict=True)
+    ]
+    values = torch.cat(ids)
+    weights = torch.rand(values.numel()) if schema.weighted else None
+    return KeyedJaggedTensor(list(schema.feature_names), values, weights, lengths=torch.cat(lengths))
+
+
+def measure(layouts: Sequence[tuple[int, int]], seed: int, num_cases: int) -> list[dict[str, Any]]:
+    """Random stages in every layout (ranks per host, hosts per group); every rank draws the same ones."""
     init_gloo()
     rng = random.Random(seed)
     results = []
-    for ranks_per_host in layouts:
-        topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
-        groups = ProcessGroups.create(topology, timeout=timedelta(seconds=60))
-        results += [_measure_one(topology, groups, rng, multi_hot=index == 0) for index in range(num_cases)]
-    return [asdict(result) for result in results]
+    for ranks_per_host, hosts_per_group in layouts:
+        topology = Topology(
+            world_size=dist.get_world_size(), ranks_per_host=ranks_per_host, hosts_per_group=hosts_per_group
+        )
+        results += [_measure_one(topology, rng, index) for index in range(num_cases)]
+    return [vars(result) | {"topology": asdict(result.topology)} for result in results]
 
 
-def _measure_one(topology: Topology, groups: ProcessGroups, rng: random.Random, *, multi_hot: bool) -> Measured:
-    case = draw_case(rng, multi_hot=multi_hot)
+def _measure_one(topology: Topology, rng: random.Random, index: int) -> Measured:
+    case = draw_case(rng, multi_hot=index % 2 == 1, varied=index > 1)
+    case = replace(case, schema=make_even(case.schema, rng))
+    precisions = ("fp32", "fp32") if index < 2 else tuple(rng.choices(["fp32", "fp16", "bf16", "int8"], k=2))
+    precision = {"forward_precision": precisions[0], "backward_precision": precisions[1]}
+    options = draw_options(case, topology, rng)
     with deferred_tables():
         plain = case.build()
-    costs, shape = table_costs(plain), shape_of(plain, batch_size := rng.randint(1, 6))
-    traffic = sptt_traffic(shape, Placement.balanced(costs, topology), topology, id_bytes=wire_id_dtype(plain).itemsize)
-    stage = SpttStage(plain, topology=topology, groups=groups, rank=dist.get_rank(), device=torch.device("cpu"))
-    # Ranks draw one batch each; only single-hot ids are the same number on all of them.
-    batches = [draw_batch(case.schema, batch_size, rng) for _ in range(topology.world_size)]
-    stage(batches[dist.get_rank()]).square().sum().backward()
-    return Measured(f"{topology}, {case}", multi_hot, dict(stage.meter.sent_bytes), dict(traffic.sent_bytes))
+    batch_size = max(EVEN_ROWS) * rng.randint(1, 2)
+    shape, output_floats = shape_of(plain, batch_size), plain.out_features * plain.out_dim
+    stage = shard("sptt", plain, topology, **options, **precision)
+    traffic = sptt_traffic(shape, stage.placement, topology, id_bytes=wire_id_dtype(plain).itemsize, **precision)
+    stage(even_batch(case.schema, batch_size)).square().sum().backward()
+    stage.reduce_gradients()
+    return Measured(
+        case=f"{topology}, {options}, {precision}, {case}",
+        topology=topology,
+        precision=precisions[0],
+        batch_size=batch_size,
+        output_floats=output_floats,
+        sent=dict(stage.meter.sent_bytes),
+        messages=dict(stage.meter.messages),
+        predicted=dict(traffic.sent_bytes),
+    )

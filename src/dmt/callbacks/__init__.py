@@ -2,5 +2,6 @@
 
 from dmt.callbacks.predictions import PredictionFile
 from dmt.callbacks.throughput import Throughput
+from dmt.callbacks.wire_traffic import WireTraffic
 
-__all__ = ["PredictionFile", "Throughput"]
+__all__ = ["PredictionFile", "Throughput", "WireTraffic"]

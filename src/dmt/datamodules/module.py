@@ -90,7 +90,11 @@ class ClickDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The data position. Lightning saves the loader's too, but restores that in some resumes only."""
-        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+        if self._train_loader is None:
+            return {}
+        # What the Trainer draws from: a strategy may look ahead, and a batch that is ahead is not yet trained on.
+        drawn_from = None if self.trainer is None else self.trainer.train_dataloader
+        return {"train": (self._train_loader if drawn_from is None else drawn_from).state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the data position for the next :meth:`train_dataloader`."""

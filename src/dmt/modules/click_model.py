@@ -23,7 +23,7 @@ from dmt.modules.embeddings import EmbeddingOptimizer
 from dmt.modules.limits import check_trainer
 from dmt.modules.metrics import click_metrics
 from dmt.modules.optimizers import match_by_name
-from dmt.modules.stage import Stage, TowerStage
+from dmt.modules.stage import Pooling, Stage, TowerStage
 from dmt.modules.towers import PassThrough, TowerFactory
 from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
@@ -39,7 +39,10 @@ class ClickModel(L.LightningModule):
     Trainer has. Without a Trainer, call :meth:`build`.
 
     Args:
-        embedding_dim: N, the width of every embedding table; a multiple of 4.
+        embedding_dim: N, the width of features' embeddings; a multiple of 4.
+        table_dims: width of single tables, by name, where it differs from ``embedding_dim``; a linear layer in the
+            tower brings it there.
+        pooling: ``sum`` or ``mean`` of a sample's embeddings of one feature, for all features or by name.
         num_towers: number of towers of the strided plan, used where ``plan`` is not given.
         plan: TowerPlan file (or object) that assigns features to towers; overrides ``num_towers``.
         tower: tower module by class path. PassThrough is the flat model: no tower modules.
@@ -54,6 +57,8 @@ class ClickModel(L.LightningModule):
         self,
         *,
         embedding_dim: int = 16,
+        table_dims: dict[str, int] | None = None,
+        pooling: Pooling | dict[str, Pooling] = "sum",
         num_towers: int = 1,
         plan: TowerPlan | str | Path | None = None,
         tower: TowerFactory = PassThrough,
@@ -65,6 +70,8 @@ class ClickModel(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.embedding_dim = embedding_dim
+        self.table_dims = table_dims
+        self.pooling = pooling
         self.num_towers = num_towers
         self.plan = plan
         self.tower = tower
@@ -90,6 +97,8 @@ class ClickModel(L.LightningModule):
             embedding_dim=self.embedding_dim,
             tower=self.tower,
             optimizer=self.embedding_optimizer,
+            pooling=self.pooling,
+            table_dims=self.table_dims,
         )
         return self.top(stage, len(schema.dense))
 

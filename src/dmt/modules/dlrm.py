@@ -70,10 +70,11 @@ class DLRM(TopArch):
         self.over = OverArch(num_dense_out + self.interaction.out_features, [*over_layers, 1])
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
-        vectors = self.stage(sparse_features)  # (B, O, D)
+        pending = self.stage.start(sparse_features)
         if self.bottom is None:
-            return self.over(self.interaction(vectors)).squeeze(1)
-        dense = self.bottom(dense_features)  # (B, D)
+            return self.over(self.interaction(pending.wait())).squeeze(1)
+        dense = self.bottom(dense_features)  # (B, D), while embeddings may be on their way
+        vectors = pending.wait()  # (B, O, D)
         # Under autocast the bottom arch may be narrower than the towers' outputs; interact in one dtype.
         vectors = torch.cat([dense.unsqueeze(1).to(vectors.dtype), vectors], dim=1)
         return self.over(torch.cat([dense, self.interaction(vectors)], dim=1)).squeeze(1)

@@ -4,7 +4,7 @@ Shapes: B samples, F_t features of tower t, N embedding dim, O_t output vectors 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -92,3 +92,44 @@ class DLRMTower(TowerModule):
             # (B, F_t, c*D) holds feature f's c vectors side by side, so the view is (B, F_t*c, D).
             outputs.append(self.project(embeddings).view(batch_size, self.out_features - self.p, self.out_dim))
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+
+class ProjectedTower(TowerModule):
+    """Brings features of different widths to one width before a tower module reads them.
+
+    The stage puts it around the module of a tower in which some table's width is not N (mixed dimension
+    embeddings, Ginart et al. 2019): a linear layer without bias for each such feature.
+
+    Args:
+        widths: columns of each of the F_t features.
+        embedding_dim: N.
+        module: reads (B, F_t, N).
+
+    Example:
+        >>> tower = ProjectedTower([4, 8], 8, PassThrough(2, 8))
+        >>> tower(torch.zeros(3, 1, 12)).shape
+        torch.Size([3, 2, 8])
+    """
+
+    def __init__(self, widths: Sequence[int], embedding_dim: int, module: TowerModule) -> None:
+        super().__init__()
+        self.widths = list(widths)
+        self.out_features, self.out_dim = module.out_features, module.out_dim
+        self.projections = nn.ModuleDict(
+            {
+                str(index): nn.Linear(width, embedding_dim, bias=False)
+                for index, width in enumerate(self.widths)
+                if width != embedding_dim
+            }
+        )
+        self.module = module
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(B, 1, sum of widths) -> (B, O_t, D)."""
+        features = []
+        for index, columns in enumerate(embeddings.squeeze(1).split(self.widths, dim=1)):
+            name = str(index)
+            projected = self.projections[name](columns) if name in self.projections else columns
+            features.append(projected)
+        # Under autocast only the projected ones are narrow; a module reads one dtype.
+        return self.module(torch.stack([feature.to(features[0].dtype) for feature in features], dim=1))

@@ -9,6 +9,7 @@ Single-process runs write Lightning's ordinary checkpoint file, with the same na
 
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from typing_extensions import override
 
 from dmt.errors import UserInputError
+from dmt.modules.shards import TensorShard
+from dmt.strategies.checkpoint_planners import ShardLoadPlanner, ShardSavePlanner
+
+Entry = Tensor | Sequence[TensorShard]
+"""What a rank holds of a tensor: all of it, or blocks."""
 
 _REST = "rest.pt"
 _MODEL = "state_dict."
@@ -29,6 +35,8 @@ _OPTIMIZERS = "optimizer_states."
 
 class CheckpointDirectory:
     """One checkpoint as a directory.
+
+    Every tensor in it is one whole, however many ranks have written it, so any layout reads what any other wrote.
 
     Args:
         path: the directory. On several machines it must lie on storage that all of them share.
@@ -40,14 +48,15 @@ class CheckpointDirectory:
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Write Lightning's checkpoint dictionary; collective over all ranks.
 
-        Each rank's ``state_dict`` and ``optimizer_states`` may hold only a part of the model. The directory
-        appears under its name when it is complete, and not before.
+        Each rank's ``state_dict`` and ``optimizer_states`` may hold only a part of the model: some of its tensors, or
+        blocks of them as lists of :class:`~dmt.modules.shards.TensorShard`. Blocks may lie on several ranks, but not
+        overlap otherwise. The directory appears under its name when it is complete, and not before.
         """
         rest = dict(checkpoint)
-        tensors = {f"{_MODEL}{name}": tensor for name, tensor in rest.pop("state_dict").items()}
+        entries = {f"{_MODEL}{name}": entry for name, entry in rest.pop("state_dict").items()}
         rest["optimizer_states"] = _all_groups(rest.get("optimizer_states", []))
         for index, optimizer_state in enumerate(checkpoint.get("optimizer_states", [])):
-            tensors |= {f"{_OPTIMIZERS}{index}.{key}": t for key, t in _named_state(optimizer_state).items()}
+            entries |= {f"{_OPTIMIZERS}{index}.{key}": t for key, t in _named_state(optimizer_state).items()}
 
         partial = self.path.with_name(f"{self.path.name}.partial")
         first = dist.get_rank() == 0
@@ -55,21 +64,20 @@ class CheckpointDirectory:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         dist.barrier()
-        dcp.save(tensors, checkpoint_id=partial)
+        plain, shards = _divide(entries)
+        dcp.save(plain, checkpoint_id=partial, planner=ShardSavePlanner(shards))
         if first:
             torch.save(rest, partial / _REST)
             self._replace_by(partial)
         dist.barrier()
 
     def _replace_by(self, partial: Path) -> None:
-        previous = self.path.with_name(f"{self.path.name}.previous")
-        shutil.rmtree(previous, ignore_errors=True)  # left by a run that was killed here
-        if self.path.is_dir():
-            self.path.rename(previous)
-        elif self.path.exists():
-            self.path.unlink()  # a single-process checkpoint file of the same name
+        previous = _previous(self.path)
+        if self.path.exists():  # a directory, or a single-process checkpoint file of the same name
+            _remove(previous)  # left by a run that was killed at the end of this function
+            self.path.rename(previous)  # a run that is killed now leaves what find_checkpoint() knows
         partial.rename(self.path)
-        shutil.rmtree(previous, ignore_errors=True)
+        _remove(previous)
 
     def load_rest(self) -> dict[str, Any]:
         """Everything but the model's tensors. Optimiser states are whole, with names: pick by name.
@@ -99,9 +107,13 @@ class CheckpointDirectory:
             if isinstance(entry, TensorStorageMetadata)
         }
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Fill these tensors of the model in place, by name; :meth:`tensor_shapes` must have them."""
-        self._fill({f"{_MODEL}{name}": tensor for name, tensor in tensors.items()})
+    def load_tensors(self, entries: Mapping[str, Entry]) -> None:
+        """Fill these tensors of the model, or blocks of them, in place.
+
+        Args:
+            entries: by name; :meth:`tensor_shapes` must have it with the shape of the whole.
+        """
+        self._fill({f"{_MODEL}{name}": entry for name, entry in entries.items()})
 
     def load_all(self) -> dict[str, Any]:
         """The whole checkpoint as Lightning's dictionary, in the memory of this one process."""
@@ -130,7 +142,9 @@ class CheckpointDirectory:
         # Each rank reads what it needs by itself: ranks ask for different entries.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-            dcp.load(entries, checkpoint_id=self.path, no_dist=True)
+            plain, shards = _divide(entries)
+            dcp.load(plain, checkpoint_id=self.path, planner=ShardLoadPlanner(shards), no_dist=True)
+            entries |= plain  # what is no tensor is not filled in place
 
 
 class TowerCheckpointIO(TorchCheckpointIO):
@@ -143,10 +157,42 @@ class TowerCheckpointIO(TorchCheckpointIO):
         map_location: Any = lambda storage, loc: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        if Path(path).is_dir():
-            return CheckpointDirectory(Path(path)).load_all()
-        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        found = find_checkpoint(Path(path))
+        if found.is_dir():
+            return CheckpointDirectory(found).load_all()
+        checkpoint: dict[str, Any] = super().load_checkpoint(found, map_location, weights_only)
         return checkpoint
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Where to read the checkpoint of this name: a directory, a file, or nothing at all.
+
+    A run that is killed just when it replaces a checkpoint leaves the old one under another name: then it is that one.
+    """
+    previous = _previous(path)
+    return previous if previous.exists() and not path.exists() else path
+
+
+def _previous(path: Path) -> Path:
+    """Where a checkpoint goes while another takes its name."""
+    return path.with_name(f"{path.name}.previous")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _divide(entries: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[TensorShard]]]:
+    """Entries that are whole, and those that are blocks."""
+    shards = {name: entry for name, entry in entries.items() if _is_blocks(entry)}
+    return {name: entry for name, entry in entries.items() if name not in shards}, shards
+
+
+def _is_blocks(entry: Any) -> bool:
+    return isinstance(entry, list) and all(isinstance(block, TensorShard) for block in entry)
 
 
 def _named_state(optimizer_state: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Everything the tower stage sends goes through :class:`Hop`, so the bytes counted here are the bytes sent.
 """
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,25 +14,56 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dmt.strategies.topology import Topology
+from dmt.strategies.wire import WireFormat
 
 
 @dataclass
 class WireMeter:
-    """Bytes this rank has sent to other ranks, by purpose and link.
+    """What this rank has sent to other ranks, by purpose and link, and how long it waited for others.
 
-    ``sent_bytes[purpose, "intra_host"]`` counts messages to ranks of the same host,
-    ``sent_bytes[purpose, "cross_host"]`` those to other hosts. Nothing is counted for a rank's message to itself.
+    ``sent_bytes[purpose, "intra_host"]`` counts bytes to ranks of the same host, ``sent_bytes[purpose,
+    "cross_host"]`` those to other hosts; ``messages`` counts the ranks they went to. Nothing is counted for a rank's
+    message to itself. ``waited_s[purpose]`` is the time in which the calling thread had nothing to do but wait; on
+    CUDA, where waiting is left to the device, it stays near zero.
     """
 
     topology: Topology
     rank: int
     sent_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    messages: Counter[tuple[str, str]] = field(default_factory=Counter)
+    waited_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, purpose: str, ranks: Sequence[int], num_bytes: Sequence[int]) -> None:
         """Count ``num_bytes[i]`` sent to ``ranks[i]``."""
         for rank, size in zip(ranks, num_bytes, strict=True):
             if rank != self.rank and size:
-                self.sent_bytes[purpose, self.topology.link(self.rank, rank)] += size
+                key = purpose, self.topology.link(self.rank, rank)
+                self.sent_bytes[key] += size
+                self.messages[key] += 1
+
+    def add_ring(self, purpose: str, ranks: Sequence[int], num_bytes: int) -> None:
+        """Count an all-reduce of ``num_bytes`` as a ring in rank order: 2 (n-1)/n of them to the next rank."""
+        following = ranks[(ranks.index(self.rank) + 1) % len(ranks)]
+        self.add(purpose, [following], [2 * (len(ranks) - 1) * num_bytes // len(ranks)])
+
+
+@dataclass
+class InFlight:
+    """A collective under way."""
+
+    received: Tensor
+    work: dist.Work | None
+    purpose: str
+    meter: WireMeter
+
+    def wait(self) -> Tensor:
+        """What this rank receives, once it is there."""
+        if self.work is not None:
+            started = time.perf_counter()
+            self.work.wait()
+            self.meter.waited_s[self.purpose] += time.perf_counter() - started
+            self.work = None
+        return self.received
 
 
 @dataclass(frozen=True)
@@ -50,8 +82,13 @@ class Hop:
     group: dist.ProcessGroup | None
     meter: WireMeter
 
-    def exchange(self, tensor: Tensor, *, send_sizes: Sequence[int], receive_sizes: Sequence[int]) -> Tensor:
-        """AlltoAll of a flat tensor, without gradient.
+    @property
+    def is_local(self) -> bool:
+        """Whether the group is this rank alone."""
+        return self.group is None
+
+    def start(self, tensor: Tensor, *, send_sizes: Sequence[int], receive_sizes: Sequence[int]) -> InFlight:
+        """Begin an AlltoAll of a flat tensor, without gradient.
 
         Args:
             tensor: (sum of ``send_sizes``,), the piece for each rank of the group in turn.
@@ -59,43 +96,124 @@ class Hop:
             receive_sizes: elements from each rank.
 
         Returns:
-            (sum of ``receive_sizes``,), the piece from each rank in turn.
+            What becomes (sum of ``receive_sizes``,), the piece from each rank in turn.
         """
         if self.group is None:
-            return tensor
+            return InFlight(tensor, None, self.purpose, self.meter)
         received = tensor.new_empty(sum(receive_sizes))
-        dist.all_to_all_single(received, tensor.contiguous(), list(receive_sizes), list(send_sizes), group=self.group)
-        self.meter.add(self.purpose, self.ranks, [size * tensor.element_size() for size in send_sizes])
-        return received
-
-    def exchange_rows(self, tensor: Tensor, *, send_sizes: Sequence[int], receive_sizes: Sequence[int]) -> Tensor:
-        """:meth:`exchange` that gradients pass through, on their way back by the reverse AlltoAll.
-
-        Every rank takes part in the backward collective, also one whose own piece needs no gradient.
-        """
-        if self.group is None:
-            return tensor
-        result: Tensor = _Exchange.apply(tensor, self, send_sizes, receive_sizes)
-        return result
-
-
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, hop: Hop, send_sizes: Sequence[int], receive_sizes: Sequence[int]) -> Tensor:
-        ctx.hop, ctx.send_sizes, ctx.receive_sizes = hop, send_sizes, receive_sizes
-        return hop.exchange(tensor, send_sizes=send_sizes, receive_sizes=receive_sizes)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        # Forward and backward carry the same bytes; one key with a suffix keeps them apart.
-        hop: Hop = ctx.hop
-        back = Hop(f"{hop.purpose}_backward", hop.ranks, hop.group, hop.meter)
-        return (
-            back.exchange(gradient, send_sizes=ctx.receive_sizes, receive_sizes=ctx.send_sizes),
-            None,
-            None,
-            None,
+        work = dist.all_to_all_single(
+            received, tensor.contiguous(), list(receive_sizes), list(send_sizes), group=self.group, async_op=True
         )
+        self.meter.add(self.purpose, self.ranks, [size * tensor.element_size() for size in send_sizes])
+        return InFlight(received, work, self.purpose, self.meter)
+
+    def back(self) -> "Hop":
+        """The same hop for gradients, counted under a key of its own."""
+        return Hop(f"{self.purpose}_backward", self.ranks, self.group, self.meter)
+
+
+class RowExchange:
+    """One AlltoAll of rows that gradients pass through, on their way back by the reverse AlltoAll.
+
+    Both ways can be left running while other work goes on: forward between :meth:`start` and :meth:`wait`, backward
+    between the same two points in reverse, where autograd runs what was recorded between them. Every rank takes
+    part in the backward collective, also one whose own piece needs no gradient.
+
+    Args:
+        hop: where rows go.
+        send_rows: rows for each rank of the hop.
+        receive_rows: rows from each rank.
+        width: columns of a row.
+        forward_format: how rows travel.
+        backward_format: how their gradients do.
+    """
+
+    def __init__(
+        self,
+        hop: Hop,
+        *,
+        send_rows: Sequence[int],
+        receive_rows: Sequence[int],
+        width: int,
+        forward_format: WireFormat,
+        backward_format: WireFormat,
+    ) -> None:
+        self.hop, self.width = hop, width
+        self.send_rows, self.receive_rows = send_rows, receive_rows
+        self.forward_format, self.backward_format = forward_format, backward_format
+        self._flying: InFlight | None = None
+
+    def start(self, rows: Tensor) -> Tensor:
+        """Send float32 (sum of ``send_rows``, width); returns a token for :meth:`wait`."""
+        if self.hop.is_local:
+            return rows
+        token: Tensor = _Start.apply(rows, self)
+        return token
+
+    def wait(self, token: Tensor) -> Tensor:
+        """(sum of ``receive_rows``, width)."""
+        if self.hop.is_local:
+            return token
+        rows: Tensor = _Wait.apply(token, self)
+        return rows
+
+    def send(self, rows: Tensor) -> None:
+        """Put rows on the way."""
+        self._flying = self._start(self.hop, self.forward_format, rows, send=self.send_rows, receive=self.receive_rows)
+
+    def receive(self) -> Tensor:
+        """Take delivery of the rows."""
+        return self._take(self.forward_format)
+
+    def send_back(self, gradient: Tensor) -> None:
+        """Put the gradient of the received rows on the way."""
+        self._flying = self._start(
+            self.hop.back(), self.backward_format, gradient, send=self.receive_rows, receive=self.send_rows
+        )
+
+    def receive_back(self) -> Tensor:
+        """Take delivery of the gradient of the sent rows."""
+        return self._take(self.backward_format)
+
+    def _start(
+        self, hop: Hop, wire: WireFormat, rows: Tensor, *, send: Sequence[int], receive: Sequence[int]
+    ) -> InFlight:
+        row_size = wire.row_size(self.width)
+        return hop.start(
+            wire.encode(rows).reshape(-1),
+            send_sizes=[n * row_size for n in send],
+            receive_sizes=[n * row_size for n in receive],
+        )
+
+    def _take(self, wire: WireFormat) -> Tensor:
+        assert self._flying is not None, "start runs before wait"
+        received = self._flying.wait()
+        self._flying = None
+        return wire.decode(received.view(-1, wire.row_size(self.width)))
+
+
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, exchange: RowExchange) -> Tensor:
+        ctx.exchange = exchange
+        exchange.send(rows)
+        return rows.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        return ctx.exchange.receive_back(), None
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, exchange: RowExchange) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.receive()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.exchange.send_back(gradient)
+        return gradient.new_empty(0), None
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -115,27 +233,42 @@ def scale_gradient(tensor: Tensor, scale: float) -> Tensor:
     return result
 
 
+class _OnBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, action: Any) -> Tensor:
+        ctx.action = action
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.action()
+        return gradient, None
+
+
+def on_backward(tensor: Tensor, action: Any) -> Tensor:
+    """``tensor`` itself; ``action()`` runs when its gradient is complete."""
+    result: Tensor = _OnBackward.apply(tensor, action)
+    return result
+
+
 class PendingSizes:
-    """Gathers one integer from every rank while other work goes on."""
+    """Gathers one integer from every rank while other work goes on.
 
-    def __init__(self, *, world_size: int, device: torch.device) -> None:
-        self.world_size, self.device = world_size, device
-        self._sizes: list[Tensor] = []
-        self._work: dist.Work | None = None
+    Args:
+        group: the ranks; ``None`` for this one alone.
+        device: where the backend wants tensors.
+    """
 
-    def start(self, size: int) -> None:
-        """Begin to gather; every rank calls it with its own ``size``."""
-        own = torch.tensor([size], device=self.device)
-        if self.world_size == 1:
-            self._sizes = [own]
-            return
-        # Fresh tensors: an earlier gather that nobody waited for may still be writing to the last ones.
-        self._sizes = [torch.empty_like(own) for _ in range(self.world_size)]
-        self._work = dist.all_gather(self._sizes, own, async_op=True)
+    def __init__(self, size: int, *, group: dist.ProcessGroup | None, device: torch.device) -> None:
+        own = torch.tensor([size], device=device)
+        self._sizes, self._work = [own], None
+        if group is not None:
+            self._sizes = [torch.empty_like(own) for _ in range(group.size())]
+            self._work = dist.all_gather(self._sizes, own, group=group, async_op=True)
 
     def wait(self) -> list[int]:
         """The gathered integers, by rank."""
         if self._work is not None:
             self._work.wait()
             self._work = None
-        return [int(size) for size in self._sizes]
+        return torch.cat(self._sizes).tolist()

@@ -1,12 +1,66 @@
 """What a Strategy needs to know of a sharded tower stage, however it is sharded."""
 
 from abc import abstractmethod
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dmt.modules.stage import Stage, TowerStage
-from dmt.strategies.topology import TableCost, Topology
+from dmt.modules.shards import ShardedState
+from dmt.modules.stage import Pending, Stage, TowerStage
+from dmt.strategies.placement import TableCost
+from dmt.strategies.topology import Topology
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """A batch whose ids are where they are looked up.
+
+    Args:
+        batch_sizes: B of every rank, by rank.
+    """
+
+    batch_sizes: list[int]
+
+
+Distribution = Generator[None, None, Distributed]
+"""Steps of sending ids; each yields with collectives under way that the next step waits for."""
+
+
+class _Underway:
+    """A distribution that has begun.
+
+    Args:
+        features: the batch it is of.
+        steps: its steps; the first one runs at once.
+        loader: what the batch was drawn from ahead of time; ``None`` for a batch that is computed at once.
+    """
+
+    def __init__(self, features: KeyedJaggedTensor, steps: Distribution, loader: object = None) -> None:
+        self.features, self.loader = features, loader
+        self._steps = steps
+        self._result: Distributed | None = None
+        self.advance()
+
+    def advance(self) -> None:
+        """Run the next step, if there is one."""
+        # Ids need no gradient, but the lookup saves them for its own: they must not be inference tensors, also
+        # where a validation batch's forward pass moves a training batch's ids along.
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                if self._result is None:
+                    next(self._steps)
+            except StopIteration as end:
+                self._result = end.value
+
+    def finish(self) -> Distributed:
+        """Run all steps that are left."""
+        while self._result is None:
+            self.advance()
+        return self._result
 
 
 class ShardedStage(Stage):
@@ -18,10 +72,72 @@ class ShardedStage(Stage):
 
     strategy_name: str
     topology: Topology
+    feature_keys: list[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead: list[_Underway] = []
+        self._can_prefetch = True
+        self._trained_batch_sizes: list[int] = []
 
     @abstractmethod
+    def distribute(self, features: KeyedJaggedTensor) -> Distribution:
+        """Send a batch's ids to the ranks that look them up."""
+
+    @abstractmethod
+    def compute(self, distributed: Any) -> Pending:
+        """Look up what :meth:`distribute` returned, run the towers, and send the outputs to their samples."""
+
+    def prefetch(self, features: KeyedJaggedTensor, *, loader: object) -> None:
+        """Begin to distribute a batch that a later forward pass will have; every rank calls it at the same point.
+
+        Args:
+            features: the batch.
+            loader: what it was drawn from.
+        """
+        if not self._can_prefetch:
+            return
+        if sum(underway.loader is loader for underway in self._ahead) > 1:
+            # The batch before the current one never came.
+            self._can_prefetch = False
+            self._ahead = []
+            rank_zero_warn(
+                "overlap: batches reach the tower stage changed, so their ids cannot be sent ahead of time; leave "
+                "batch.sparse_features as the loader made it, or give the strategy overlap=False"
+            )
+            return
+        self._ahead.append(_Underway(features, self.distribute(features), loader))
+
+    def advance(self) -> None:
+        """Move prefetched batches one step on; every rank calls it at the same points."""
+        for underway in self._ahead:
+            underway.advance()
+
+    def forget_prefetched(self, loader: object) -> None:
+        """Drop a loader's batches that no forward pass will have; every rank calls it at the same point."""
+        self._ahead = [underway for underway in self._ahead if underway.loader is not loader]
+
+    def start(self, features: KeyedJaggedTensor) -> Pending:
+        distributed = self._take(features).finish()
+        if torch.is_grad_enabled():
+            self._trained_batch_sizes = distributed.batch_sizes
+        self.advance()
+        pending = self.compute(distributed)
+        self.advance()
+        return pending
+
+    def _take(self, features: KeyedJaggedTensor) -> _Underway:
+        """The prefetched distribution of this very batch, or a new one."""
+        for underway in self._ahead:
+            # A batch that is moved to the device it is on becomes another object with the same tensors.
+            if underway.features.values() is features.values():
+                self._ahead.remove(underway)
+                return underway
+        return _Underway(features, self.distribute(features))
+
     def batch_sizes(self) -> list[int]:
         """B of every rank in the last forward pass that recorded gradients, by rank."""
+        return self._trained_batch_sizes
 
     @abstractmethod
     def reduce_gradients(self) -> None:
@@ -32,25 +148,22 @@ class ShardedStage(Stage):
         """Names of the parameters and buffers that are not the same on every rank."""
 
     @abstractmethod
-    def stage_state(self) -> dict[str, Tensor]:
+    def stage_state(self) -> ShardedState:
         """The live tensors this rank holds, under the names the plain stage's ``state_dict`` has for them."""
 
 
-def table_costs(stage: TowerStage) -> list[list[TableCost]]:
-    """What placing each table costs, tower by tower."""
-    features = {feature.name: feature for feature in stage.schema.categorical}
-    row_bytes = 4 * stage.embedding_dim  # float32
+def table_costs(stage: TowerStage) -> list[TableCost]:
+    """What each table costs the ranks that hold it."""
+    lengths = {feature.name: feature.mean_length for feature in stage.schema.categorical}
+    optimizer = stage.embeddings.optimizer
     return [
-        [
-            TableCost(
-                name=name,
-                output_bytes=row_bytes,
-                lookups=features[name].mean_length,
-                memory_bytes=row_bytes * features[name].num_embeddings,
-            )
-            for name in tower
-        ]
-        for tower in stage.plan.towers
+        TableCost(
+            table=table,
+            lookups=sum(lengths[name] for name in table.feature_names),
+            row_floats=table.embedding_dim + optimizer.state_floats(table.embedding_dim),
+            can_split_columns=optimizer.can_split_columns,
+        )
+        for table in stage.tables
     ]
 
 
@@ -58,16 +171,3 @@ def wire_id_dtype(stage: TowerStage) -> torch.dtype:
     """The narrowest type SPTT sends ids in: int32 unless a table has more rows than it can name."""
     largest = max(table.num_embeddings for table in stage.tables)
     return torch.int32 if largest - 1 <= torch.iinfo(torch.int32).max else torch.int64
-
-
-def take_over_tables(state: dict[str, Tensor], stage: TowerStage) -> None:
-    """Copy a built plain stage's tables and accumulators into the shards, so that loaded weights are kept.
-
-    Args:
-        state: a sharded stage's state.
-        stage: the plain stage; under ``deferred_tables()`` it has no tables, and the shards keep their own.
-    """
-    with torch.no_grad():
-        for name, tensor in stage.embeddings.state_dict(prefix="embeddings.").items():
-            if name in state:
-                state[name].copy_(tensor)

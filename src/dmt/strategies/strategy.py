@@ -8,9 +8,10 @@ import os
 import subprocess
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 from torch.optim import Optimizer
@@ -31,15 +33,16 @@ from dmt.errors import UserInputError
 from dmt.modules.embeddings import deferred_tables
 from dmt.modules.limits import check_trainer
 from dmt.modules.optimizers import match_by_name
+from dmt.modules.shards import TensorShard, copy_into_shards
 from dmt.modules.stage import TowerStage
 from dmt.strategies.agreement import require_agreement
 from dmt.strategies.checkpoint import CheckpointDirectory
-from dmt.strategies.flat import FlatStage
-from dmt.strategies.sptt import ProcessGroups, SpttStage
+from dmt.strategies.lookahead import jagged_tensors, look_ahead
 from dmt.strategies.stage import ShardedStage
 from dmt.strategies.topology import Topology
+from dmt.strategies.wire import WirePrecision, check_precision
 
-_DEFAULT_TIMEOUT = timedelta(minutes=10)
+DEFAULT_TIMEOUT = timedelta(minutes=10)
 _GRACE_S = 3.0
 
 
@@ -52,18 +55,29 @@ class TowerStrategy(DDPStrategy):
     Args:
         ranks_per_host: ranks that share a host's fast links. Default: LOCAL_WORLD_SIZE where a launcher
             sets it, otherwise the devices per node.
+        hosts_per_group: hosts that a tower spans; more than one under ``sptt`` only.
+        sharding: how tables are cut: a kind for all, or a kind by table. Default: the strategy's own rule.
+        forward_precision: in what embeddings travel between hosts.
+        backward_precision: in what their gradients do.
+        overlap: send the next batch's ids while this one is computed. Changes no number.
         timeout: longest a collective may wait for the other ranks before the run fails.
 
     The other arguments are filled in by Lightning's Trainer.
     """
 
     strategy_name: str
+    default_sharding: str
 
     def __init__(
         self,
         *,
         ranks_per_host: int | None = None,
-        timeout: timedelta = _DEFAULT_TIMEOUT,
+        hosts_per_group: int = 1,
+        sharding: str | dict[str, str] | None = None,
+        forward_precision: WirePrecision = "fp32",
+        backward_precision: WirePrecision = "fp32",
+        overlap: bool = True,
+        timeout: timedelta = DEFAULT_TIMEOUT,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
         cluster_environment: ClusterEnvironment | None = None,
@@ -80,7 +94,14 @@ class TowerStrategy(DDPStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
+        check_precision("forward_precision", forward_precision)
+        check_precision("backward_precision", backward_precision)
         self.ranks_per_host = ranks_per_host
+        self.hosts_per_group = hosts_per_group
+        self.sharding = self.default_sharding if sharding is None else sharding
+        self.forward_precision: WirePrecision = forward_precision
+        self.backward_precision: WirePrecision = backward_precision
+        self.overlap = overlap
         self.stages: dict[str, ShardedStage] = {}
 
     @abstractmethod
@@ -102,7 +123,11 @@ class TowerStrategy(DDPStrategy):
                 f"ranks_per_host={ranks_per_host}: a machine here runs {self.num_processes} ranks, and a host cannot "
                 "span machines; choose a divisor of that"
             )
-        return Topology(world_size=self.num_nodes * self.num_processes, ranks_per_host=ranks_per_host)
+        return Topology(
+            world_size=self.num_nodes * self.num_processes,
+            ranks_per_host=ranks_per_host,
+            hosts_per_group=self.hosts_per_group,
+        )
 
     # Building and sharding the model
 
@@ -153,6 +178,9 @@ class TowerStrategy(DDPStrategy):
         data = getattr(trainer, "datamodule", None)
         settings = {
             "topology": str(self.topology),
+            "sharding": str(self.sharding),
+            "forward_precision, backward_precision": f"{self.forward_precision}, {self.backward_precision}",
+            "overlap": str(self.overlap),
             "precision": str(trainer.precision),
             "max_epochs, max_steps": f"{trainer.max_epochs}, {trainer.max_steps}",
             "batches": f"{trainer.limit_train_batches}, {trainer.limit_val_batches}, {trainer.val_check_interval}",
@@ -214,6 +242,32 @@ class TowerStrategy(DDPStrategy):
                 child.wait(timeout=max(deadline - time.monotonic(), 0.01))
             child.kill()
 
+    # Overlap: the next batch's ids travel while this one is computed
+
+    @override
+    def process_dataloader(self, dataloader: object) -> object:
+        """Let the loader draw one batch ahead, where stages can use it."""
+        if not self.overlap or not isinstance(dataloader, Iterable):
+            return dataloader
+        return look_ahead(
+            dataloader,
+            prepare=partial(self._prefetch, loader=dataloader),
+            begin=partial(self._forget_prefetched, loader=dataloader),
+        )
+
+    def _prefetch(self, batch: Any, *, loader: object) -> Any:
+        if self.root_device.type != "cpu":
+            batch = move_data_to_device(batch, self.root_device)  # the Trainer's own transfer finds it done
+        for features in jagged_tensors(batch):
+            for stage in self.stages.values():
+                if features.keys() == stage.feature_keys:
+                    stage.prefetch(features, loader=loader)
+        return batch
+
+    def _forget_prefetched(self, *, loader: object) -> None:
+        for stage in self.stages.values():
+            stage.forget_prefetched(loader)
+
     # Gradient scale
 
     @override
@@ -233,12 +287,15 @@ class TowerStrategy(DDPStrategy):
             )
         if len(set(sizes)) > 1:
             closure_loss = closure_loss * (sizes[self.global_rank] * len(sizes) / sum(sizes))
+        for stage in self.stages.values():
+            stage.advance()
         return super().backward(closure_loss, optimizer, *args, **kwargs)
 
     @override
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)
         for stage in self.stages.values():
+            stage.advance()
             stage.reduce_gradients()
 
     # Checkpoints: a directory that all ranks write, with the plain model's names
@@ -250,12 +307,12 @@ class TowerStrategy(DDPStrategy):
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """This rank's tensors under the plain model's names."""
+        """This rank's part of the model under the plain model's names: tensors, and lists of ``TensorShard``."""
         assert self.lightning_module is not None
-        state = self.lightning_module.state_dict()
+        state: dict[str, Any] = self.lightning_module.state_dict()
         for name, stage in self.stages.items():
             state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
-            state |= {f"{name}.{key}": value for key, value in stage.stage_state().items()}
+            state |= {f"{name}.{key}": shards for key, shards in stage.stage_state().items()}
         return state
 
     @override
@@ -291,36 +348,13 @@ class TowerStrategy(DDPStrategy):
         if directory is not None:
             directory.load_tensors(own)
             return
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(stored[name])
-
-
-class SpttStrategy(TowerStrategy):
-    """SPTT: towers on host groups, tables inside the group, tower modules before the cross-host hop."""
-
-    strategy_name = "sptt"
-
-    @override
-    def shard_stage(self, stage: TowerStage, topology: Topology) -> ShardedStage:
-        groups = ProcessGroups.create(topology, timeout=self._timeout or _DEFAULT_TIMEOUT)
-        return SpttStage(stage, topology=topology, groups=groups, rank=self.global_rank, device=self.root_device)
-
-
-class TorchRecStrategy(TowerStrategy):
-    """The flat baseline: TorchRec's hybrid parallelism, tables table-wise over all ranks."""
-
-    strategy_name = "torchrec"
-
-    @override
-    def shard_stage(self, stage: TowerStage, topology: Topology) -> ShardedStage:
-        return FlatStage(stage, topology=topology, device=self.root_device)
+        copy_into_shards({name: _shards(value) for name, value in own.items()}, stored)
 
 
 def _check_names_and_shapes(own: dict[str, Any], stored: Mapping[str, Any], *, strict: bool) -> None:
     """Compare a checkpoint's tensors with those that all ranks together hold; collective, fails on every rank."""
     everyone: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(everyone, {name: tuple(tensor.shape) for name, tensor in own.items()})
+    dist.all_gather_object(everyone, {name: _shards(value)[0].shape for name, value in own.items()})
     wanted = {name: shape for names in everyone for name, shape in names.items()}
     found = {name: tuple(getattr(value, "shape", value)) for name, value in stored.items()}
     wrong = sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name])
@@ -338,13 +372,10 @@ def _check_names_and_shapes(own: dict[str, Any], stored: Mapping[str, Any], *, s
     )
 
 
+def _shards(value: Tensor | list[TensorShard]) -> list[TensorShard]:
+    return [TensorShard.whole(value)] if isinstance(value, Tensor) else value
+
+
 def _optimizer_settings(optimizer: Optimizer) -> str:
     groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
     return f"{type(optimizer).__name__} {groups}"
-
-
-def register_strategies() -> None:
-    """Make ``Trainer(strategy="sptt")`` and ``"torchrec"`` known to Lightning; importing ``dmt`` calls it."""
-    for strategy in (SpttStrategy, TorchRecStrategy):
-        if strategy.strategy_name not in StrategyRegistry:
-            StrategyRegistry.register(strategy.strategy_name, strategy, description=strategy.__doc__ or "")

@@ -1,20 +1,29 @@
 """Bytes an iteration puts on the wire, worked out from the placement before anything runs.
 
-Payloads of the tower stage are exact for single-hot features and expectations otherwise;
-:class:`~dmt.strategies.collectives.WireMeter` counts the same keys in a run. All-reduces are taken as rings
-in rank order. The 8-byte batch sizes that ranks tell each other are left out.
+Payloads of the tower stage are exact for single-hot features, but for row-wise shards, whose ids are taken as even
+over the rows; for other features they are expectations. :class:`~dmt.strategies.collectives.WireMeter` counts the
+same keys in a run. All-reduces are taken as rings in rank order. The 8-byte batch sizes that ranks tell each other
+are left out.
 
-Shapes: B samples a rank, G ranks, S seats, P host groups, F_r tables of a rank, N embedding dim, O_g outputs
-of group g's towers, D output dim.
+Shapes: B samples a rank, G ranks, S seats, P host groups, W_r columns that rank r looks up, O_g outputs of group g's
+towers, D output dim.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dmt.strategies.topology import Placement, Topology
+import torch
+
+from dmt.modules.shards import TableShard
+from dmt.schema import CategoricalFeature, FeatureSchema
+from dmt.strategies.id_wire import wire_dtype
+from dmt.strategies.placement import Placement
+from dmt.strategies.topology import Topology
+from dmt.strategies.wire import WirePrecision, wire_format
 
 FLOAT_BYTES = 4
+_LENGTH_BYTES = 4
 
 
 @dataclass
@@ -47,12 +56,11 @@ class Traffic:
 
 @dataclass(frozen=True, kw_only=True)
 class StageShape:
-    """What the traffic of a stage depends on.
+    """What the traffic of a stage depends on, beside its placement.
 
     Args:
-        mean_lengths: expected ids per sample of each feature.
-        single_hot: whether every feature holds exactly one id, so that no lengths are sent.
-        embedding_dim: N.
+        schema: the data's columns.
+        towers: features of each tower.
         tower_outputs: O_t of each tower.
         out_dim: D.
         tower_bytes: bytes of each tower module's parameters.
@@ -60,69 +68,172 @@ class StageShape:
         batch_size: B.
     """
 
-    mean_lengths: dict[str, float]
-    single_hot: bool
-    embedding_dim: int
+    schema: FeatureSchema
+    towers: Sequence[Sequence[str]]
     tower_outputs: Sequence[int]
     out_dim: int
     tower_bytes: Sequence[int]
     dense_bytes: int
     batch_size: float
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that travel with an id for its weight."""
+        return FLOAT_BYTES * self.schema.weighted
 
-def sptt_traffic(shape: StageShape, placement: Placement, topology: Topology, *, id_bytes: int) -> Traffic:
+    def group_features(self, placement: Placement, group: int) -> list[CategoricalFeature]:
+        """Features of a host group's towers."""
+        by_name = {feature.name: feature for feature in self.schema.categorical}
+        return [by_name[name] for tower in placement.group_towers(group) for name in self.towers[tower]]
+
+    def mean_ids(self, lookups: Sequence[tuple[str, TableShard]]) -> float:
+        """Expected ids a sample that a rank with these lookups is sent: of a block of rows, the block's share."""
+        lengths = {feature.name: feature.mean_length for feature in self.schema.categorical}
+        return sum(lengths[name] * shard.num_rows / shard.table.num_embeddings for name, shard in lookups)
+
+
+def sptt_traffic(
+    shape: StageShape,
+    placement: Placement,
+    topology: Topology,
+    *,
+    id_bytes: int,
+    device_type: str = "cpu",
+    forward_precision: WirePrecision = "fp32",
+    backward_precision: WirePrecision = "fp32",
+) -> Traffic:
     """Traffic of an iteration under SPTT.
 
     Args:
         shape: the stage.
-        placement: towers on groups, tables on ranks.
+        placement: towers on groups, shards of tables on ranks.
         topology: hosts and ranks.
-        id_bytes: bytes of an id on the wire.
+        id_bytes: bytes of an id as it is looked up, and so inside a group.
+        device_type: where batches are, which ids between groups depend on.
+        forward_precision: of tower outputs between host groups.
+        backward_precision: of their gradients.
     """
     traffic = Traffic(topology)
-    batch, ranks = shape.batch_size, range(topology.world_size)
-    _add_ids(traffic, shape, placement, id_bytes=id_bytes, sends_lengths=not shape.single_hot)
-    table_row = FLOAT_BYTES * shape.embedding_dim
-    outputs = [
-        sum(shape.tower_outputs[t] for t in placement.group_towers(group)) for group in range(topology.num_groups)
-    ]
-    for rank in ranks:
-        group, rows = topology.group(rank), batch * topology.num_groups
-        for mate in topology.members(group=group):
-            num_bytes = rows * len(placement.rank_tables[rank]) * table_row
-            traffic.add("embeddings_intra", rank, mate, num_bytes)
-            traffic.add("embeddings_intra_backward", mate, rank, num_bytes)
-        for peer in topology.peers(seat=topology.seat(rank)):
-            num_bytes = batch * outputs[group] * shape.out_dim * FLOAT_BYTES
-            traffic.add("embeddings_peer", rank, peer, num_bytes)
-            traffic.add("embeddings_peer_backward", peer, rank, num_bytes)
     for group in range(topology.num_groups):
+        _add_ids_to_peers(traffic, shape, placement, group, device_type=device_type)
+        _add_ids_to_seats(traffic, shape, placement, group, id_bytes=id_bytes)
+        _add_pooled_rows(traffic, shape, placement, group)
+        outputs = shape.batch_size * sum(shape.tower_outputs[t] for t in placement.group_towers(group))
+        forward, backward = row_bytes(forward_precision, shape.out_dim), row_bytes(backward_precision, shape.out_dim)
+        for rank in topology.members(group=group):
+            for peer in topology.peers(seat=topology.seat(rank)):
+                traffic.add("embeddings_peer", rank, peer, outputs * forward)
+                traffic.add("embeddings_peer_backward", peer, rank, outputs * backward)
         tower_bytes = sum(shape.tower_bytes[t] for t in placement.group_towers(group))
         traffic.add_ring("tower_gradients", topology.members(group=group), tower_bytes)
-    traffic.add_ring("dense_gradients", ranks, shape.dense_bytes)
+    traffic.add_ring("dense_gradients", range(topology.world_size), shape.dense_bytes)
     return traffic
 
 
-def flat_traffic(shape: StageShape, placement: Placement, topology: Topology) -> Traffic:
-    """Traffic of an iteration under TorchRec's table-wise sharding, which sends int64 ids and int32 lengths."""
+def row_bytes(precision: WirePrecision, width: int) -> int:
+    """Bytes that a row of ``width`` floats travels in.
+
+    Example:
+        >>> row_bytes("fp32", 16), row_bytes("bf16", 16), row_bytes("int8", 16)
+        (64, 32, 24)
+    """
+    return wire_format(precision).encode(torch.zeros(1, width, device="cpu")).nbytes
+
+
+def _add_ids_to_peers(
+    traffic: Traffic, shape: StageShape, placement: Placement, group: int, *, device_type: str
+) -> None:
+    """A group's ids from every rank to its peer there, each as narrow as its table lets it be; lengths where needed."""
+    topology, batch = traffic.topology, shape.batch_size
+    features = shape.group_features(placement, group)
+    id_bytes = batch * sum(
+        feature.mean_length
+        * (wire_dtype(feature.num_embeddings, device_type=device_type).itemsize + shape.weight_bytes)
+        for feature in features
+    )
+    bags = batch * sum(feature.multi_hot for feature in features)
+    for target in topology.members(group=group):
+        for source in topology.peers(seat=topology.seat(target)):
+            traffic.add("ids_peer", source, target, id_bytes)
+            traffic.add("lengths_peer", source, target, bags * _LENGTH_BYTES)
+
+
+def _add_ids_to_seats(traffic: Traffic, shape: StageShape, placement: Placement, group: int, *, id_bytes: int) -> None:
+    """A group's ids, once its ranks have them, to the seats that hold the shards they name."""
+    topology = traffic.topology
+    members, rows = topology.members(group=group), shape.batch_size * topology.num_groups
+    # Blocks of rows get a part of each bag, so that even bags of one id come out empty or not.
+    cut = any(s.num_rows < s.table.num_embeddings for rank in members for s in placement.rank_shards[rank])
+    sends_lengths = cut or any(feature.multi_hot for feature in shape.group_features(placement, group))
+    for target in members:
+        lookups = placement.lookups(target)
+        ids = rows * shape.mean_ids(lookups)
+        for source in members:
+            traffic.add("ids_group", source, target, ids * (id_bytes + shape.weight_bytes))
+            traffic.add("lengths_group", source, target, rows * len(lookups) * _LENGTH_BYTES * sends_lengths)
+
+
+def _add_pooled_rows(traffic: Traffic, shape: StageShape, placement: Placement, group: int) -> None:
+    """Pooled embeddings inside a group, each rank's own columns to all seats, and their gradients back."""
+    topology = traffic.topology
+    for rank in topology.members(group=group):
+        width = sum(shard.width for _, shard in placement.lookups(rank))
+        num_bytes = shape.batch_size * topology.num_groups * width * FLOAT_BYTES
+        for mate in topology.members(group=group):
+            traffic.add("embeddings_group", rank, mate, num_bytes)
+            traffic.add("embeddings_group_backward", mate, rank, num_bytes)
+
+
+def flat_traffic(
+    shape: StageShape,
+    placement: Placement,
+    kinds: Mapping[str, str],
+    topology: Topology,
+    *,
+    forward_precision: WirePrecision = "fp32",
+    backward_precision: WirePrecision = "fp32",
+) -> Traffic:
+    """Traffic of an iteration under TorchRec, which sends int64 ids and int32 lengths.
+
+    A ReduceScatter, and the AllGather of its gradients, are taken as one message to each of the other ranks.
+
+    Args:
+        shape: the stage.
+        placement: shards of tables on ranks; its tower groups mean nothing here.
+        kinds: TorchRec's sharding type of each table.
+        topology: hosts and ranks; each host is a group of its own here.
+        forward_precision: of embeddings.
+        backward_precision: of their gradients.
+    """
     traffic = Traffic(topology)
-    ranks = range(topology.world_size)
-    _add_ids(traffic, shape, placement, id_bytes=8, sends_lengths=True)
-    for rank in ranks:
-        num_bytes = shape.batch_size * len(placement.rank_tables[rank]) * FLOAT_BYTES * shape.embedding_dim
+    ranks, batch = range(topology.world_size), shape.batch_size
+    value_bytes = _FLAT_VALUE_BYTES[forward_precision], _FLAT_VALUE_BYTES[backward_precision]
+
+    def add_rows(source: int, target: int, num_values: float) -> None:
+        traffic.add("embeddings", source, target, num_values * value_bytes[0])
+        traffic.add("embeddings_backward", target, source, num_values * value_bytes[1])
+
+    for owner in ranks:
+        mates = [rank for rank in ranks if topology.host(rank) == topology.host(owner)]
+        lookups = placement.lookups(owner)
+        ids = batch * shape.mean_ids(lookups)
         for other in ranks:
-            traffic.add("embeddings", rank, other, num_bytes)
-            traffic.add("embeddings_backward", other, rank, num_bytes)
+            traffic.add("ids", other, owner, ids * 8)
+            traffic.add("lengths", other, owner, batch * len(lookups) * _LENGTH_BYTES)
+            traffic.add("weights", other, owner, ids * shape.weight_bytes)
+        for _, shard in lookups:
+            if kinds[shard.table.name] != "table_row_wise":
+                for other in ranks:
+                    add_rows(owner, other, batch * shard.width)
+                continue
+            for mate in mates:  # partial sums of all samples, each mate a part
+                add_rows(owner, mate, batch * topology.num_hosts * shard.width)
+            for other in ranks:  # then sums, to the ranks of its own place on other hosts
+                if (other - owner) % topology.ranks_per_host == 0:
+                    add_rows(owner, other, batch * shard.width)
     traffic.add_ring("dense_gradients", ranks, shape.dense_bytes + sum(shape.tower_bytes))
     return traffic
 
 
-def _add_ids(traffic: Traffic, shape: StageShape, placement: Placement, *, id_bytes: int, sends_lengths: bool) -> None:
-    ranks = range(traffic.topology.world_size)
-    for owner in ranks:
-        names = placement.rank_tables[owner]
-        ids = shape.batch_size * sum(shape.mean_lengths[name] for name in names)
-        for source in ranks:
-            traffic.add("ids", source, owner, ids * id_bytes)
-            if sends_lengths:
-                traffic.add("lengths", source, owner, shape.batch_size * len(names) * 4)
+# TorchRec's int8 is 32 values with a scale and a bias, 4 bytes each.
+_FLAT_VALUE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 40 / 32}

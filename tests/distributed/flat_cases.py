@@ -1,0 +1,456 @@
+"""What ranks do in ``test_flat``: the flat stage under every sharding, precision and optimiser.
+
+Every rank draws the same cases from the same seed. Random cases and their comparison with plain torch are those of
+``stage_cases``.
+"""
+
+import inspect
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dmt.describe import Layout, describe
+from dmt.modules import ClickModel, EmbeddingOptimizer, PassThrough, TowerStage, deferred_tables
+from dmt.modules.shards import ShardedState
+from dmt.plan import TowerPlan
+from dmt.schema import CategoricalFeature, FeatureSchema
+from dmt.strategies.checkpoint import CheckpointDirectory
+from dmt.strategies.flat import FlatStage
+from dmt.strategies.topology import Topology
+from tests.distributed.harness import init_gloo
+from tests.distributed.stage_cases import TOLERANCE, Case, Reference, check_case, draw_batch, draw_case, rows_of
+
+KINDS = ("table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise")
+SHARDINGS = (*KINDS, "planner", "mixed")
+CPU = torch.device("cpu")
+
+
+def flat(plain: TowerStage, topology: Topology, **options: Any) -> FlatStage:
+    return FlatStage(plain, topology=topology, device=CPU, **options)
+
+
+def draw_kinds(case: Case, rng: random.Random) -> dict[str, str]:
+    """A kind for some tables, of those that they can be cut by on any number of ranks here."""
+    kinds = {}
+    for feature in case.schema.categorical:
+        wide = case.table_dims.get(feature.table, case.embedding_dim) >= 8
+        possible = ["table_wise", *(KINDS[2::2] if wide else []), *(KINDS[1::2] if feature.num_embeddings > 15 else [])]
+        if rng.random() < 0.8:
+            kinds[feature.table] = rng.choice(possible)
+    return kinds
+
+
+def check_shardings(ranks_per_host: int, seed: int, num_cases: int) -> list[str]:
+    """Random stages under every sharding against plain torch; returns the shardings that were checked."""
+    init_gloo()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
+    rng = random.Random(seed)
+    for sharding in SHARDINGS:
+        for index in range(num_cases):
+            case = draw_case(rng, multi_hot=rng.random() < 0.6, varied=index % 2 == 1)
+            options = {"sharding": draw_kinds(case, rng) if sharding == "mixed" else sharding}
+            try:
+                check_case(case, "torchrec", topology, rng, steps=3, options=options, prefetch=rng.random() < 0.5)
+            except Exception as error:
+                raise AssertionError(f"seed {seed}, case {index}, {topology}, {options}, {case}: {error}") from error
+    return list(SHARDINGS)
+
+
+def one_case(*, rows: int = 23, dim: int = 8, weighted: bool = False) -> tuple[FeatureSchema, TowerPlan, int]:
+    """A fixed schema of four features, two of which share a table; rows enough for four ranks."""
+    features = [
+        CategoricalFeature(name=name, num_embeddings=rows + len(table), table=table, multi_hot=name != "a")
+        for name, table in {"a": "t", "b": "uu", "c": "t", "d": "vvv"}.items()
+    ]
+    return FeatureSchema(categorical=features, weighted=weighted), TowerPlan(towers=[["d", "a"], ["c", "b"]]), dim
+
+
+def build(optimizer: EmbeddingOptimizer, **shape: Any) -> TowerStage:
+    schema, plan, dim = one_case(**shape)
+    torch.manual_seed(7)
+    return TowerStage(schema=schema, plan=plan, embedding_dim=dim, tower=PassThrough, optimizer=optimizer)
+
+
+def whole_state(state: ShardedState) -> dict[str, Tensor]:
+    """All ranks' shards put together; fails where an element is on no rank, or an embedding's on several."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    mine = {n: [(p.offsets, p.shape, p.tensor.detach().clone()) for p in parts] for n, parts in state.items()}
+    dist.all_gather_object(everyone, mine)
+    wholes: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
+    for name, (offsets, shape, part) in ((n, part) for held in everyone for n, parts in held.items() for part in parts):
+        whole = wholes.setdefault(name, torch.zeros(shape, dtype=part.dtype))
+        count = counts.setdefault(name, torch.zeros(shape, dtype=torch.int32))
+        block = tuple(slice(start, start + size) for start, size in zip(offsets, part.shape, strict=True))
+        whole[block], count[block] = part, count[block] + 1
+    for name, count in counts.items():
+        assert (count == 1).all() or not name.startswith("embeddings."), name
+        assert (count > 0).all(), name
+    return wholes
+
+
+def share(batch: KeyedJaggedTensor, sizes: list[int]) -> tuple[slice, KeyedJaggedTensor]:
+    """This rank's samples of a batch."""
+    start = sum(sizes[: dist.get_rank()])
+    stop = start + sizes[dist.get_rank()]
+    return slice(start, stop), rows_of(batch, start, stop)
+
+
+def train(stage: FlatStage, batch: KeyedJaggedTensor, weights: Tensor, sizes: list[int]) -> Tensor:
+    """One step of the mean of ``output * weights`` over the global batch; returns this rank's output."""
+    own, mine = share(batch, sizes)
+    output = stage(mine)
+    ((output * weights[own]).sum() * len(sizes) / sum(sizes)).backward()
+    return output
+
+
+def check_optimizers(path: str, seed: int) -> list[str]:
+    """Every optimiser under every kind against the plain stage, with a changing learning rate; then a checkpoint.
+
+    The checkpoint of each layout is read by the next one, whose state must be that of the plain stage.
+    """
+    init_gloo()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=2)
+    rng, checked = random.Random(seed), []
+    for name in ("sgd", "adagrad", "rowwise_adagrad"):
+        # With a large eps a gradient that is nothing but rounding moves a row by no more than rounding.
+        optimizer = EmbeddingOptimizer(name=name, learning_rate=0.1, eps=0.1)
+        plain = build(optimizer)
+        kinds = [kind for kind in SHARDINGS[:6] if optimizer.can_split_columns or "column" not in kind]
+        with deferred_tables():
+            stages = [flat(build(optimizer), topology, sharding=kind) for kind in kinds]
+        for rate in (0.1, 0.3, 0.0):
+            sizes = [rng.randint(0, 4) for _ in range(3)] + [2]
+            batch = draw_batch(plain.schema, sum(sizes), rng)
+            weights = torch.randn(sum(sizes), plain.out_features, plain.out_dim)
+            dist.broadcast(weights, src=0)
+            plain.set_learning_rate(rate)
+            ((plain(batch) * weights).sum() / sum(sizes)).backward()
+            for stage in stages:
+                stage.set_learning_rate(rate)
+                train(stage, batch, weights, sizes)
+        expected = {n: tensor for n, tensor in plain.state_dict().items() if n.startswith("embeddings.")}
+        for index, (kind, stage) in enumerate(zip(kinds, stages, strict=True)):
+            compare = partial(torch.testing.assert_close, msg=lambda m, k=kind, o=name: f"{o}, {k}: {m}", **TOLERANCE)
+            compare(whole_state(stage.stage_state()), expected)
+            directory = CheckpointDirectory(Path(path) / f"{name}_{kind}.ckpt")
+            directory.save({"state_dict": stage.stage_state()})
+            assert directory.tensor_shapes() == {n: tuple(tensor.shape) for n, tensor in expected.items()}
+            reader = flat(build(optimizer), topology, sharding=kinds[index - 1])
+            directory.load_tensors(reader.stage_state())
+            compare(whole_state(reader.stage_state()), expected)
+            checked.append(f"{name} {kind}")
+    return checked
+
+
+UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Of rounding to the nearest value of 11 or 8 significant bits."""
+
+
+@contextmanager
+def counted_payload() -> Iterator[list[int]]:
+    """A list of the bytes of embeddings or gradients that each collective is given; ids and sizes are integers."""
+    counts: list[int] = []
+
+    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
+        second = list(inspect.signature(original).parameters)[1]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            sent = inspect.signature(original).bind(*args, **kwargs).arguments[second]
+            if sent.is_floating_point() or sent.dtype == torch.uint8:
+                counts.append(sent.numel() * sent.element_size())
+            return original(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_to_all_single", "reduce_scatter_tensor", "all_gather_into_tensor"):
+            patch.setattr(dist, name, counting(getattr(dist, name)))
+        yield counts
+
+
+def payload_bytes(seed: int) -> dict[str, dict[str, tuple[int, int]]]:
+    """Bytes that this rank's collectives were given, forward and backward: ``{kind: {precisions: bytes}}``."""
+    init_gloo()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=2)
+    optimizer = EmbeddingOptimizer(name="sgd", learning_rate=1.0)
+    batch = draw_batch(build(optimizer).schema, 8 * topology.world_size, random.Random(seed))
+    _, mine = share(batch, [8] * topology.world_size)  # a multiple of 8: int8 pads others
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for kind in KINDS:
+        for pair in (("fp32", "fp32"), ("fp16", "fp32"), ("fp32", "bf16"), ("int8", "int8")):
+            if "int8" in pair and "row" in kind:
+                continue
+            with deferred_tables():
+                stage = flat(
+                    build(optimizer), topology, sharding=kind, forward_precision=pair[0], backward_precision=pair[1]
+                )
+            with counted_payload() as forward:
+                output = stage(mine)
+            with counted_payload() as backward:
+                output.sum().backward()
+            found.setdefault(kind, {})[" ".join(pair)] = (sum(forward), sum(backward))
+    return found
+
+
+@contextmanager
+def counted_sends(topology: Topology) -> Iterator[dict[str, int]]:
+    """Bytes that this rank sends to other ranks, by link; sizes of messages to come left out."""
+    sent = {"intra_host": 0, "cross_host": 0}
+    originals = {n: getattr(dist, n) for n in ("all_to_all_single", "reduce_scatter_tensor", "all_gather_into_tensor")}
+
+    def count(group: dist.ProcessGroup | None, counts: list[int], itemsize: int) -> None:
+        for target, elements in zip(dist.get_process_group_ranks(group), counts, strict=True):
+            if target != dist.get_rank():
+                sent[topology.link(dist.get_rank(), target)] += elements * itemsize
+
+    def all_to_all(
+        output: Tensor, input: Tensor, output_split_sizes: Any = None, input_split_sizes: Any = None, **options: Any
+    ) -> Any:
+        if input_split_sizes is not None:
+            count(options["group"], input_split_sizes, input.element_size())
+        return originals["all_to_all_single"](output, input, output_split_sizes, input_split_sizes, **options)
+
+    def reduce_scatter(output: Tensor, input: Tensor, **options: Any) -> Any:
+        count(options["group"], [output.numel()] * options["group"].size(), input.element_size())
+        return originals["reduce_scatter_tensor"](output, input, **options)
+
+    def all_gather(output: Tensor, input: Tensor, **options: Any) -> Any:
+        count(options["group"], [input.numel()] * options["group"].size(), input.element_size())
+        return originals["all_gather_into_tensor"](output, input, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_to_all_single", all_to_all)
+        patch.setattr(dist, "reduce_scatter_tensor", reduce_scatter)
+        patch.setattr(dist, "all_gather_into_tensor", all_gather)
+        yield sent
+
+
+def sent_and_predicted(ranks_per_host: int, seed: int) -> list[tuple[str, dict[str, int], dict[str, float]]]:
+    """Bytes of a step under every kind and some precisions: those that this rank sent, and a rank's predicted mean."""
+    init_gloo()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
+    rng, found = random.Random(seed), []
+    for sharding in SHARDINGS:
+        # Single-hot, so that embeddings are not the only thing that is exact.
+        schema, plan, dim = one_case(rows=64, dim=32, weighted=rng.random() < 0.5)
+        features = [
+            CategoricalFeature(name=f.name, num_embeddings=64, table=f.table, multi_hot=False)
+            for f in schema.categorical
+        ]
+        schema = FeatureSchema(categorical=features, weighted=schema.weighted)
+        pair = rng.choice([("fp32", "fp32"), ("fp16", "bf16"), ("int8", "fp32")])
+        kinds = {"t": "table_row_wise", "uu": "column_wise", "vvv": "row_wise"} if sharding == "mixed" else sharding
+        if "int8" in pair and (sharding == "mixed" or "row" in sharding):
+            pair = ("fp32", "fp16")
+        options = {"sharding": kinds, "forward_precision": pair[0], "backward_precision": pair[1]}
+        model = ClickModel(
+            embedding_dim=dim, plan=plan, tower=PassThrough, embedding_optimizer=EmbeddingOptimizer(name="sgd")
+        )
+        layout = Layout(strategy="torchrec", topology=topology, global_batch_size=64 * topology.world_size, **options)
+        told = describe(model, schema, layout)["bytes_per_iteration"]["by_purpose"]
+        predicted = {
+            link: sum(links[link] for purpose, links in told.items() if purpose != "dense_gradients")
+            for link in ("intra_host", "cross_host")
+        }
+        with deferred_tables():
+            stage = flat(model.make(schema).stage, topology, **options)
+        # Every row once a batch, so that every block of rows gets its share.
+        ids = torch.cat([torch.randperm(64) for _ in features])
+        weights = torch.rand(len(ids)) if schema.weighted else None
+        lengths = torch.ones(len(ids), dtype=torch.int32)
+        batch = KeyedJaggedTensor(list(schema.feature_names), ids, weights, lengths=lengths)
+        with counted_sends(topology) as sent:
+            stage(batch).sum().backward()
+        found.append((f"{options}, weighted={schema.weighted}", sent, predicted))
+    return found
+
+
+def check_small_gradients() -> float:
+    """Largest relative error of gradients of a mean over a large batch, below what fp16 alone could hold."""
+    init_gloo()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=1)
+    optimizer = EmbeddingOptimizer(name="sgd", learning_rate=1.0)
+    batch_size, worst = 4096, 0.0
+    sizes = [batch_size] * topology.world_size
+    batch = draw_batch(build(optimizer).schema, sum(sizes), random.Random(1))
+    weights = 1e-4 * (0.5 + torch.rand(sum(sizes), 4, 8, generator=torch.Generator().manual_seed(1)))
+    reference = Reference(build(optimizer))
+    (reference(batch) * weights).sum().backward()
+    with deferred_tables():
+        stage = flat(build(optimizer), topology, backward_precision="fp16")
+    for shards in stage.stage_state().values():
+        for shard in shards:
+            shard.tensor.zero_()  # so that what a row is moved by is not rounded away
+    train(stage, batch, weights, sizes)
+    for name, moved in whole_state(stage.stage_state()).items():
+        gradient = reference.tables[name.removeprefix("embeddings.").removesuffix("_weight")].grad / sum(sizes)
+        worst = max(worst, float(((-moved - gradient) / gradient).abs().nan_to_num().max()))
+    return worst
+
+
+def check_precision(precision: str, seed: int) -> list[str]:
+    """Outputs and row gradients within the precision's own rounding of float32, and really narrower."""
+    init_gloo()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=2)
+    rng, kinds = random.Random(seed), [k for k in KINDS if precision != "int8" or "row" not in k]
+    optimizer = EmbeddingOptimizer(name="sgd", learning_rate=1.0)
+    for kind in kinds:
+        sizes = [rng.randint(0, 5), 3, 7, 1]
+        reference = Reference(build(optimizer))
+        batch = draw_batch(build(optimizer).schema, sum(sizes), rng)
+        expected = reference(batch)
+        weights = torch.randn(expected.shape)
+        dist.broadcast(weights, src=0)
+        with deferred_tables():
+            stage = flat(
+                build(optimizer),
+                topology,
+                sharding=kind,
+                forward_precision=precision,
+                backward_precision=precision,
+            )
+        before = whole_state(stage.stage_state())
+        output = train(stage, batch, weights, sizes)
+        own, _ = share(batch, sizes)
+        _compare_outputs(output, expected[own], precision, kind, len(sizes))
+        after = whole_state(stage.stage_state())
+        moved = {name: before[name] - tensor for name, tensor in after.items()}
+        _compare_gradients(moved, reference, batch, weights / sum(sizes), precision)
+    return kinds
+
+
+def _compare_outputs(output: Tensor, expected: Tensor, precision: str, kind: str, num_ranks: int) -> None:
+    errors = (output - expected).detach().abs()
+    if not errors.numel():
+        return
+    if precision == "int8":
+        # Half of one of 255 steps between the least and the largest of 32 values; 0 pads batches.
+        spread = max(float(expected.max()), 0.0) - min(float(expected.min()), 0.0)
+        assert float(errors.max()) <= 1.01 * spread / 510 + 1e-6
+        return
+    unit = UNIT_ROUNDOFF[precision]
+    if "row" in kind:
+        # Every partial sum is rounded, and so is each of their sums on the way. Each is below four rows of the
+        # tables, whose values are below 23**-0.5.
+        assert float(errors.max()) <= 2 * num_ranks * unit * 4 * 23**-0.5
+    else:
+        # 1e-6: what is rounded was summed in another order than the reference; 2**-24: the least fp16 value.
+        assert bool((errors <= (1 + 1e-3) * unit * expected.abs() + 1e-6 + 2**-24).all())
+
+
+def _compare_gradients(
+    moved: dict[str, Tensor], reference: Reference, batch: KeyedJaggedTensor, weights: Tensor, precision: str
+) -> None:
+    """Compare what a step of size 1 moved rows by with their gradients, each of whose terms was rounded."""
+
+    def gradients(of_outputs: Tensor) -> dict[str, Tensor]:
+        reference.zero_grad()
+        (reference(batch) * of_outputs).sum().backward()
+        return {f"embeddings.{name}_weight": table.grad for name, table in reference.tables.items()}
+
+    exact, sum_of_sizes = gradients(weights), gradients(weights.abs())
+    number_of_terms = gradients(torch.ones_like(weights))
+    spread = max(float(weights.max()), 0.0) - min(float(weights.min()), 0.0)
+    for name, gradient in exact.items():
+        error = (moved[name] - gradient).abs()
+        if precision == "int8":
+            bound = 1.01 * spread / 510 * number_of_terms[name]
+        else:
+            bound = 1.01 * UNIT_ROUNDOFF[precision] * sum_of_sizes[name]
+        # 1e-6: rounding of the rows themselves, whose values are below 1.
+        assert bool((error <= bound + 1e-6).all()), f"{name}: {float((error - bound).max())}"
+        assert bool((error > 1e-6).any()), f"{name}: the gradients travelled in float32"
+
+
+def check_inference(seed: int) -> None:
+    """Outputs without gradients, as validation asks for them, between two training batches' distribution."""
+    init_gloo()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=1)
+    optimizer = EmbeddingOptimizer(name="sgd", learning_rate=1.0)
+    for kind in ("table_wise", "row_wise"):
+        reference = Reference(build(optimizer))
+        with deferred_tables():
+            stage = flat(build(optimizer), topology, sharding=kind)
+        sizes = [3, 0]
+        with torch.inference_mode():
+            batch = draw_batch(build(optimizer).schema, sum(sizes), random.Random(seed))
+            own, mine = share(batch, sizes)
+            torch.testing.assert_close(stage(mine), reference(batch)[own], **TOLERANCE)
+        assert stage.batch_sizes() == []  # of training batches only
+
+
+def check_built_tables() -> None:
+    """A plain stage that has tables already, as a loaded model has, keeps them."""
+    init_gloo()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=2)
+    plain = build(EmbeddingOptimizer(name="adagrad"))
+    with torch.no_grad():
+        for tensor in plain.embeddings.state_dict().values():
+            tensor.copy_(torch.arange(tensor.numel()).view_as(tensor))
+    for kind in KINDS:
+        torch.testing.assert_close(
+            whole_state(flat(plain, topology, sharding=kind).stage_state()), plain.state_dict(), rtol=0, atol=0
+        )
+
+
+def check_wrong_ids() -> None:
+    """An id beyond its table is an error also where TorchRec would send it to another row of another rank."""
+    init_gloo()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=1)
+    for kind in ("row_wise", "table_row_wise"):
+        with deferred_tables():
+            stage = flat(build(EmbeddingOptimizer(name="sgd")), topology, sharding=kind)
+        lengths = torch.ones(4, dtype=torch.int32)
+        for ids, weights in (([0, 0, 24, 0], None), ([0, -2, 0, 0], None)):
+            batch = KeyedJaggedTensor(["a", "b", "c", "d"], torch.tensor(ids), weights, lengths=lengths)
+            # Before anything is sent: every rank finds it in its own batch.
+            with pytest.raises(RuntimeError, match="idx"):
+                stage(batch)
+
+
+def table_row_wise_layouts() -> list[tuple[int, list[int]]]:
+    """Ranks of a host in each of several layouts of one process, and the ranks that a table is on."""
+    init_gloo()
+    found = []
+    for ranks_per_host in (2, 4, 1, 2):
+        topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
+        rng = random.Random(ranks_per_host)
+        case = draw_case(rng, multi_hot=True)
+        check_case(case, "torchrec", topology, rng, steps=2, options={"sharding": "table_row_wise"})
+        with deferred_tables():
+            stage = flat(build(EmbeddingOptimizer(name="sgd")), topology, sharding="table_row_wise")
+        holders: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(holders, "embeddings.uu_weight" in stage.stage_state())
+        found.append((ranks_per_host, [rank for rank, holds in enumerate(holders) if holds]))
+        assert os.environ["LOCAL_WORLD_SIZE"] == "4"
+    return found
+
+
+def planner_choices(seed: int) -> list[str]:
+    """Kinds that the planner chose for rowwise_adagrad and for int8; and what it says of tables too large."""
+    init_gloo()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=2)
+    found = []
+    with deferred_tables():
+        for name, options in {"rowwise_adagrad": {}, "adagrad": {"forward_precision": "int8"}}.items():
+            stage = flat(build(EmbeddingOptimizer(name=name), dim=256), topology, sharding="planner", **options)
+            rng = random.Random(seed)
+            batch = draw_batch(build(EmbeddingOptimizer(name=name)).schema, 8, rng)
+            assert stage(share(batch, [2] * 4)[1]).shape == (2, 4, 256)
+            found.append(" ".join(sorted({s.sharding_type for s in stage.torchrec_plan.values()})))
+        try:
+            flat(build(EmbeddingOptimizer(), rows=10**9), topology, sharding="planner", rank_memory_bytes=2**30)
+        except ValueError as error:
+            found.append(str(error))
+    return found

@@ -1,0 +1,141 @@
+"""Random blocks of random tensors, written and read by several ranks.
+
+Every rank draws the same tensors and the same cuts from the same seed, so that each knows what all others hold.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dmt.modules.shards import TensorShard
+from dmt.strategies.checkpoint import CheckpointDirectory, Entry
+from tests.distributed.harness import init_gloo
+
+Block = tuple[tuple[int, int], ...]  # first index and the one after the last, by dimension
+
+REST = {"epoch": 3, "loops": {"anything": [1, "two"]}}
+
+
+def draw_tensors(rng: random.Random) -> dict[str, Tensor]:
+    """Weights, accumulators of rows, a step count, and something narrow."""
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    tensors: dict[str, Tensor] = {"stage.embeddings.step": torch.tensor(rng.randrange(1000))}
+    for index in range(rng.randint(1, 4)):
+        rows, columns = rng.randint(1, 30), rng.randint(1, 12)
+        weight = torch.randn(rows, columns, generator=generator)
+        tensors[f"stage.embeddings.t{index}_weight"] = weight.bfloat16() if rng.random() < 0.2 else weight
+        tensors[f"stage.embeddings.t{index}_momentum"] = torch.rand(rows, generator=generator)
+    return tensors
+
+
+def draw_grid(shape: Sequence[int], rng: random.Random) -> list[Block]:
+    """Blocks that together are a tensor of this shape: whole, rows, columns or a grid."""
+    bounds = []
+    for size in shape:
+        cuts = sorted(rng.sample(range(1, size), rng.randint(0, min(3, size - 1))))
+        bounds.append(list(itertools.pairwise([0, *cuts, size])))
+    return list(itertools.product(*bounds))
+
+
+def view(whole: Tensor, block: Block) -> Tensor:
+    for dim, (start, stop) in enumerate(block):
+        whole = whole.narrow(dim, start, stop - start)
+    return whole
+
+
+def shard_of(tensor: Tensor, block: Block, whole: Tensor) -> TensorShard:
+    return TensorShard(tensor=tensor, offsets=tuple(start for start, _ in block), shape=tuple(whole.shape))
+
+
+def empty_block(whole: Tensor) -> TensorShard:
+    """What TorchRec gives a rank for which no rows are left: none, from the first row on."""
+    return TensorShard(tensor=whole[:0].clone(), offsets=(0,) * whole.dim(), shape=tuple(whole.shape))
+
+
+def draw_layout(tensors: dict[str, Tensor], rng: random.Random) -> dict[str, list[TensorShard]]:
+    """This rank's blocks of the tensors. Each block lies on one rank or on several."""
+    ranks = range(dist.get_world_size())
+    mine: dict[str, list[TensorShard]] = {}
+    for name, whole in tensors.items():
+        for block in draw_grid(whole.shape, rng):
+            holders = rng.sample(ranks, rng.choice([1, 1, len(ranks)]))
+            contiguous = rng.random() < 0.5
+            if dist.get_rank() in holders:
+                # Half of them as views with strides: what a kernel shows of its storage.
+                part = view(whole, block).clone() if contiguous else view(whole.clone(), block)
+                mine.setdefault(name, []).append(shard_of(part, block, whole))
+        if whole.dim() and rng.random() < 0.3:
+            mine.setdefault(name, []).insert(0, empty_block(whole))
+    return mine
+
+
+def write_and_read(path: str, seed: int, num_cases: int) -> int:
+    """Write random layouts and read each as another one, and as whole tensors; all bit for bit."""
+    init_gloo()
+    for index in range(num_cases):
+        rng = random.Random(seed + index)
+        tensors = draw_tensors(rng)
+        written: dict[str, Entry] = dict(draw_layout(tensors, rng))
+        written |= {"top.weight": torch.full((2, 3), 0.5), "stage.extra_state": {"nested": {"list": [1, 2]}}}
+        directory = CheckpointDirectory(Path(path) / f"{index}.ckpt")
+        directory.save({**REST, "state_dict": written})
+
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        assert directory.tensor_shapes() == shapes | {"top.weight": (2, 3)}
+        read = draw_layout({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, rng)
+        top = torch.zeros(2, 3)
+        directory.load_tensors({**read, "top.weight": top})
+        torch.testing.assert_close(top, torch.full((2, 3), 0.5), rtol=0, atol=0)
+        for name, shards in read.items():
+            for shard in shards:
+                torch.testing.assert_close(shard.tensor, shard.of(tensors[name]), rtol=0, atol=0)
+        whole = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        directory.load_tensors(whole)
+        torch.testing.assert_close(whole, tensors, rtol=0, atol=0)
+        dist.barrier()
+    return num_cases
+
+
+def write_what_all_ranks_hold(path: str, num_floats: int) -> None:
+    init_gloo()
+    tower = torch.arange(float(num_floats)).requires_grad_()  # a parameter, as tower modules have
+    CheckpointDirectory(Path(path)).save({"state_dict": {"tower": [TensorShard.whole(tower)], "dense": tower}})
+
+
+def write_incomplete(path: str) -> None:
+    """Blocks that leave a gap, or overlap, are refused, and leave no checkpoint behind."""
+    init_gloo()
+    whole, rank = torch.arange(8.0).view(4, 2), dist.get_rank()
+    for rows in [(rank, rank + 1), (rank, rank + 3)]:
+        block = (rows, (0, 2))
+        with pytest.raises(dist.checkpoint.CheckpointException, match=r"w has overlapping|w invalid fill"):
+            CheckpointDirectory(Path(path)).save({"state_dict": {"w": [shard_of(view(whole, block), block, whole)]}})
+    assert not Path(path).exists()
+
+
+def overwrite_and_die(path: str) -> None:
+    """Killed between the two renames of an overwritten checkpoint; then another run overwrites it again."""
+    init_gloo()
+    directory = CheckpointDirectory(Path(path))
+    directory.save({**REST, "state_dict": {"w": torch.ones(3)}})
+    rename = Path.rename
+
+    def last_never_comes(source: Path, target: Path) -> Path:
+        if target == directory.path:
+            raise KeyboardInterrupt
+        return rename(source, target)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", last_never_comes)
+        directory.save({**REST, "state_dict": {"w": torch.full((3,), 2.0)}})
+
+
+def overwrite(path: str, value: float) -> None:
+    init_gloo()
+    CheckpointDirectory(Path(path)).save({**REST, "state_dict": {"w": torch.full((3,), value)}})
