@@ -24,28 +24,46 @@ def test_towers_get_their_columns_and_pieces_their_gradients(rng: random.Random)
         cut = rng.randint(0, len(names))
         towers = [names[:cut], names[cut:]] if 0 < cut < len(names) else [names]
 
-        values = [torch.randn(3, sum(b.width for b in blocks), requires_grad=True) for blocks in pieces]
-        outputs = ColumnRoute(pieces, towers)(values)
+        scale, num_rows = rng.choice([1.0, 0.25]), rng.randint(0, 3)
+        sizes = [num_rows * sum(b.width for b in blocks) for blocks in pieces]
+        values = torch.randn(sum(sizes), requires_grad=True)
+        wanted = [
+            [ColumnBlock(name, *ends) for name in names for ends in cut_up(widths[name], rng)] for names in towers
+        ]
+        outputs = ColumnRoute(pieces, wanted, gradient_scale=scale)(values, num_rows=num_rows)
 
-        expected = {name: torch.zeros(3, width) for name, width in widths.items()}
-        for blocks, value in zip(pieces, values, strict=True):
-            for block, columns in zip(blocks, value.split([b.width for b in blocks], dim=1), strict=True):
-                expected[block.feature][:, block.start : block.stop] += columns.detach()
-        factors = {name: torch.randn(3, width) for name, width in widths.items()}
+        expected = {name: torch.zeros(num_rows, width) for name, width in widths.items()}
+        for blocks, value in zip(pieces, values.detach().split(sizes), strict=True):
+            for block, columns in zip(blocks, columns_of(value, blocks, num_rows), strict=True):
+                expected[block.name][:, block.start : block.stop] += columns
+        factors = {name: torch.randn(num_rows, width) for name, width in widths.items()}
         loss = torch.zeros(())
         for features, output in zip(towers, outputs, strict=True):
             # Sums of at most four numbers, in the same order: equal.
             assert torch.equal(output, torch.cat([expected[name] for name in features], dim=1))
             loss = loss + (output * torch.cat([factors[name] for name in features], dim=1)).sum()
         loss.backward()
-        for blocks, value in zip(pieces, values, strict=True):
-            wanted = [factors[b.feature][:, b.start : b.stop] for b in blocks]
-            if wanted:
-                assert value.grad is not None and torch.equal(value.grad, torch.cat(wanted, dim=1))
+        assert values.grad is not None
+        for blocks, gradient in zip(pieces, values.grad.split(sizes), strict=True):
+            for block, columns in zip(blocks, columns_of(gradient, blocks, num_rows), strict=True):
+                assert torch.equal(columns, scale * factors[block.name][:, block.start : block.stop])
+
+
+def cut_up(width: int, rng: random.Random) -> list[tuple[int, int]]:
+    """The columns in one or two parts, cut anywhere."""
+    cut = rng.randint(1, width)
+    return [ends for ends in ((0, cut), (cut, width)) if ends[0] < ends[1]]
+
+
+def columns_of(value: torch.Tensor, blocks: list[ColumnBlock], num_rows: int) -> list[torch.Tensor]:
+    return list(
+        value.view(num_rows, -1 if num_rows else sum(b.width for b in blocks)).split([b.width for b in blocks], 1)
+    )
 
 
 def test_what_lies_in_order_is_not_copied() -> None:
-    blocks = [ColumnBlock(name, 0, 2) for name in "abcd"]
+    a, b, c, d = (ColumnBlock(name, 0, 2) for name in "abcd")
     value = torch.randn(3, 8)
-    first, second = ColumnRoute([blocks], [["a", "b"], ["c", "d"]])([value])
+    first, second = ColumnRoute([[a, b, c, d]], [[c, d], [a, b]])(value, num_rows=3)
     assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr() == value.data_ptr()
+    assert torch.equal(first, value[:, 4:]) and torch.equal(second, value[:, :4])

@@ -43,6 +43,7 @@ _SETTINGS = {
     "ipv4/tcp_congestion_control": "reno",
     # namespaces.HEADER_BYTES counts on them.
     "ipv4/tcp_timestamps": "1",
+    "ipv4/tcp_slow_start_after_idle": "0",
 }
 
 

@@ -126,9 +126,11 @@ class TowerStage(Stage):
         )
         lookups = [name for table in self.tables for name in table.feature_names]
         self.bag_order = BagOrder(schema, lookups)
-        widths = {f.name: f.table.embedding_dim for f in self.features}
+        blocks = {f.name: ColumnBlock(f.name, 0, f.table.embedding_dim) for f in self.features}
         # Lookups come table by table; towers read theirs feature by feature.
-        self._route = ColumnRoute([[ColumnBlock(name, 0, widths[name]) for name in lookups]], plan.towers)
+        self._route = ColumnRoute(
+            [[blocks[name] for name in lookups]], [[blocks[name] for name in names] for names in plan.towers]
+        )
         self._length_rows = [[lookups.index(name) for name in names] for names in plan.towers]
         self.mean_pooling = nn.ModuleList(tower_mean_pooling(self.tower_features))
         self.tower_shapes = [tower_shape(f, embedding_dim) for f in self.tower_features]
@@ -160,7 +162,11 @@ class TowerStage(Stage):
         pooled = self.embeddings(bags.ids, bags.offsets(), bags.weights)  # (B, sum of table widths)
         inputs = []
         for flat, rows, mean, shape in zip(
-            self._route([pooled]), self._length_rows, self.mean_pooling, self.tower_shapes, strict=True
+            self._route(pooled, num_rows=bags.batch_size),
+            self._length_rows,
+            self.mean_pooling,
+            self.tower_shapes,
+            strict=True,
         ):
             lengths = None if bags.lengths is None or not mean.is_needed else bags.lengths[rows]
             inputs.append(mean(flat, lengths).view(bags.batch_size, *shape))

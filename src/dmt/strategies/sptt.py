@@ -153,13 +153,17 @@ class SpttStage(ShardedStage):
             [ColumnBlock(name, *shard.columns) for name, shard in self.placement.lookups(member)] for member in members
         ]
         self._seat_widths = [sum(block.width for block in blocks) for blocks in seats]
-        self._route = ColumnRoute(seats, [stage.plan.towers[tower] for tower in own])
-        self._group_outputs = [
-            [stage.tower_modules[tower].out_features for tower in self.placement.group_towers(group)]
-            for group in range(self.topology.num_groups)
-        ]
-        by_group = [t for group in range(self.topology.num_groups) for t in self.placement.group_towers(group)]
-        self._plan_order = [by_group.index(tower) for tower in range(len(by_group))]
+        self._route_inside = ColumnRoute(
+            seats, [[ColumnBlock(f.name, 0, f.table.embedding_dim) for f in inputs] for inputs in features]
+        )
+        outputs = [ColumnBlock(str(t), 0, m.out_features * m.out_dim) for t, m in enumerate(stage.tower_modules)]
+        by_group = [self.placement.group_towers(group) for group in range(self.topology.num_groups)]
+        self._group_outputs = [sum(stage.tower_modules[t].out_features for t in towers) for towers in by_group]
+        self._route_across = ColumnRoute(
+            [[outputs[tower] for tower in towers] for towers in by_group],
+            [outputs],
+            gradient_scale=1 / self.topology.world_size,
+        )
         self._tower_reduction: InFlight | None = None
 
     def _share_initial_towers(self) -> None:
@@ -178,8 +182,8 @@ class SpttStage(ShardedStage):
     def compute(self, distributed: LookupIds) -> Pending:
         """(b) to (f): look up, exchange inside the group, run the towers, send their outputs to the samples' ranks."""
         rows_by_seat = self._rows_by_seat(distributed.batch_sizes)
-        pieces = self._exchange_inside(self._look_up(distributed), rows_by_seat)
-        outputs = self._run_towers(pieces, distributed.group_lengths, rows_by_seat[self.seat])
+        pooled = self._exchange_inside(self._look_up(distributed), rows_by_seat)
+        outputs = self._run_towers(pooled, distributed.group_lengths, rows_by_seat[self.seat])
         return self._exchange_across(outputs, distributed.batch_sizes)
 
     def _rows_by_seat(self, batch_sizes: Sequence[int]) -> list[int]:
@@ -200,17 +204,16 @@ class SpttStage(ShardedStage):
     # (d): within the host group, so that every rank holds all of the group's features for its peers' samples.
     # (e) is fused into it: what arrives from a seat is (Q, W_s) with the samples by peer.
 
-    def _exchange_inside(self, pooled: Tensor, rows_by_seat: Sequence[int]) -> list[Tensor]:
-        """(R, W_s) -> (Q, W_s) of each seat s, for the samples of my peers.
+    def _exchange_inside(self, pooled: Tensor, rows_by_seat: Sequence[int]) -> Tensor:
+        """(R, W_s) -> (Q, W_s) of each seat s, one after the other, for the samples of my peers.
 
         A ReduceScatter of row-wise shards is this AlltoAll and the sum in :class:`ColumnRoute`: the same bytes, in
         one collective with the other shards' columns, and for any number of samples.
         """
-        sizes = [rows_by_seat[self.seat] * width for width in self._seat_widths]
         exchange = RowExchange(
             self._inside,
             send_rows=[rows * pooled.shape[1] for rows in rows_by_seat],
-            receive_rows=sizes,
+            receive_rows=[rows_by_seat[self.seat] * width for width in self._seat_widths],
             width=1,
             forward_format=FLOAT32,
             backward_format=FLOAT32,
@@ -218,11 +221,10 @@ class SpttStage(ShardedStage):
         received = exchange.wait(exchange.start(pooled.reshape(-1, 1)))
         if not self._inside.is_local and received.requires_grad:
             received = on_backward(received, self._start_reduction)
-        shapes = [(rows_by_seat[self.seat], width) for width in self._seat_widths]
-        return [piece.view(shape) for piece, shape in zip(received.view(-1).split(sizes), shapes, strict=True)]
+        return received
 
-    def _run_towers(self, pieces: list[Tensor], group_lengths: Tensor | None, num_rows: int) -> Tensor:
-        """(Q, W_s) of each seat -> (Q, O_g, D)."""
+    def _run_towers(self, pooled: Tensor, group_lengths: Tensor | None, num_rows: int) -> Tensor:
+        """(Q, W_s) of each seat, one after the other -> (Q, O_g, D)."""
         if not self.towers:
             return torch.zeros(num_rows, 0, self.out_dim, device=self.device, requires_grad=torch.is_grad_enabled())
         lengths: Sequence[Tensor | None] = [None] * len(self.towers)
@@ -231,7 +233,11 @@ class SpttStage(ShardedStage):
         inputs = [
             mean(flat, own).view(num_rows, *shape)
             for flat, own, mean, shape in zip(
-                self._route(pieces), lengths, self._mean_pooling, self._tower_shapes, strict=True
+                self._route_inside(pooled, num_rows=num_rows),
+                lengths,
+                self._mean_pooling,
+                self._tower_shapes,
+                strict=True,
             )
         ]
         # float32 on the wire: under autocast some towers come out in bf16 and some, or none, in float32, and all
@@ -244,13 +250,12 @@ class SpttStage(ShardedStage):
         """(Q, O_g, D) -> (B, O, D) in plan order."""
         peers = self.topology.peers(seat=self.seat)
         batch_size = batch_sizes[peers[self.group]]
-        widths = [sum(sizes) for sizes in self._group_outputs]
         # A gradient of a mean over the batch is that much smaller than one of a sample: fp16 needs it back.
         scale = 2.0 ** (max(sum(batch_sizes), 1) - 1).bit_length()
         exchange = RowExchange(
             self._across,
-            send_rows=[batch_sizes[peer] * widths[self.group] for peer in peers],
-            receive_rows=[batch_size * width for width in widths],
+            send_rows=[batch_sizes[peer] * self._group_outputs[self.group] for peer in peers],
+            receive_rows=[batch_size * outputs_of_group for outputs_of_group in self._group_outputs],
             width=self.out_dim,
             forward_format=wire_format(self.forward_precision),
             backward_format=wire_format(self.backward_precision, scale=scale),
@@ -260,17 +265,11 @@ class SpttStage(ShardedStage):
 
     def assemble(self, rows: Tensor, batch_size: int) -> Tensor:
         """Vectors (group, sample, output) of width D -> (B, O, D) in plan order."""
+        shape = (batch_size, self.out_features, self.out_dim)
         if self.topology.num_groups == 1:  # all towers are here, in plan order
-            return scale_gradient(rows.view(batch_size, self.out_features, self.out_dim), 1 / self.topology.world_size)
-        widths = [sum(sizes) for sizes in self._group_outputs]
-        groups = rows.split([batch_size * width for width in widths])
-        parts = [
-            part
-            for piece, sizes in zip(groups, self._group_outputs, strict=True)
-            for part in piece.view(batch_size, sum(sizes), self.out_dim).split(sizes, dim=1)
-        ]
-        ordered = torch.cat([parts[index] for index in self._plan_order], dim=1)
-        return scale_gradient(ordered, 1 / self.topology.world_size)
+            return scale_gradient(rows.view(shape), 1 / self.topology.world_size)
+        [ordered] = self._route_across(rows, num_rows=batch_size)
+        return ordered.view(shape)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         self.embeddings.set_learning_rate(learning_rate)
@@ -288,7 +287,7 @@ class SpttStage(ShardedStage):
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         work = dist.all_reduce(flat, group=self.groups.host_group, async_op=True)
         self.meter.add_ring("tower_gradients", self.topology.members(group=self.group), flat.nbytes)
-        self._tower_reduction = InFlight(flat, work, "tower_gradients", self.meter)
+        self._tower_reduction = InFlight(flat, [work], "tower_gradients", self.meter)
 
     def reduce_gradients(self) -> None:
         """Put the sums over the host group in the place of the tower modules' gradients."""
