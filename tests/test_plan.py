@@ -1,11 +1,12 @@
 """TowerPlan: the naive plan, its YAML file, and what a wrong plan is told."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from dmt.errors import UserInputError
-from dmt.plan import TowerPlan
+from dmt.plan import TowerInput, TowerPlan
 
 
 def error_of(path: Path) -> str:
@@ -107,8 +108,11 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     [
         ([], "it lists no towers; give at least one"),
         ([["a"], []], "tower 1 has no features; give it some or remove it"),
-        ([["a"], ["b", "a"]], "feature 'a' is in tower 0 and again in tower 1; list each feature once"),
-        ([["a", "a"]], "feature 'a' is in tower 0 and again in tower 0; list each feature once"),
+        ([["a"], ["b", "a"]], "feature 'a' is in tower 0 and again in tower 1; list each once"),
+        ([["a", "a"]], "feature 'a' is in tower 0 and again in tower 0; list each once"),
+        ([["a[0:8]"], ["a"]], "a column of feature 'a' is in tower 0 and again in tower 1; list each once"),
+        ([["a[0:8]", "a[4:12]"]], "a column of feature 'a' is in tower 0 and again in tower 0; list each once"),
+        ([["a[8:8]"]], r"'a\[8:8\]' names no columns; write name\[first:one after last\]"),
     ],
 )
 def test_a_plan_that_is_no_partition_is_refused_in_code_and_in_a_file(
@@ -116,7 +120,38 @@ def test_a_plan_that_is_no_partition_is_refused_in_code_and_in_a_file(
 ) -> None:
     with pytest.raises(UserInputError, match=f"^tower plan: {message}$"):
         TowerPlan(towers=towers)
-    assert message in error_of(write(tmp_path, f"towers: {towers}\n"))
+    assert re.search(message, error_of(write(tmp_path, f"towers: {towers}\n")))
+
+
+def test_blocks_of_columns_are_read_and_written(tmp_path: Path) -> None:
+    plan = TowerPlan(towers=[["a[0:8]", "b"], ["c[1:2]", "a[8:16]"]])
+    assert plan.inputs == (
+        (TowerInput("a", (0, 8)), TowerInput("b")),
+        (TowerInput("c", (1, 2)), TowerInput("a", (8, 16))),
+    )
+    assert plan.feature_names == ("a", "b", "c")
+    plan.check_features(["c", "b", "a"])
+    plan.save(tmp_path / "plan.yaml")
+    assert TowerPlan.load(tmp_path / "plan.yaml") == plan
+
+
+@pytest.mark.parametrize(("num_features", "num_towers", "dim"), [(3, 4, 16), (3, 6, 8), (3, 9, 24), (1, 5, 20)])
+def test_more_towers_than_features_share_all_columns(num_features: int, num_towers: int, dim: int) -> None:
+    names = [f"f{i}" for i in range(num_features)]
+    plan = TowerPlan.strided_columns(names, num_towers=num_towers, embedding_dim=dim)
+    assert len(plan.towers) == num_towers
+    columns = sorted(
+        (wanted.feature, column)
+        for tower in plan.inputs
+        for wanted in tower
+        for column in range(*(wanted.columns or (0, 0)))
+    )
+    assert columns == [(name, column) for name in names for column in range(dim)]
+
+
+def test_too_many_towers_for_the_columns_are_refused() -> None:
+    with pytest.raises(UserInputError, match=r"^num_towers=9: 4 features would be cut into 3 blocks .* 16 columns"):
+        TowerPlan.strided_columns(list("abcd"), num_towers=9, embedding_dim=16)
 
 
 def test_a_plan_fits_its_features_in_any_order() -> None:

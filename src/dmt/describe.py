@@ -71,7 +71,7 @@ def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[s
     tables = sum(table.num_embeddings * table.embedding_dim for table in stage.tables)
     tower_params = [sum(p.numel() for p in tower.parameters()) for tower in stage.towers]
     dense = sum(p.numel() for p in top.parameters()) - sum(tower_params)
-    elements_in = sum(feature.table.embedding_dim for feature in stage.features)
+    elements_in = sum(feature.block.width for own in stage.tower_features for feature in own)
     placement, kinds = _placement(stage, layout)
     traffic = _traffic(stage, layout, placement, kinds, tower_params, dense)
     return {
@@ -105,17 +105,17 @@ def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[s
 def _describe_towers(stage: TowerStage, placement: Placement) -> list[dict[str, Any]]:
     return [
         {
-            "features": [feature.name for feature in features],
+            "features": list(entries),
             "in_features": len(features),
-            "in_dim": stage.embedding_dim,
-            "table_dims": [feature.table.embedding_dim for feature in features],
+            "in_dim": stage.embedding_dim if isinstance(module, ProjectedTower) else features[0].block.width,
+            "table_dims": [feature.block.width for feature in features],
             "out_features": module.out_features,
             "out_dim": module.out_dim,
             "module": type(module.module if isinstance(module, ProjectedTower) else module).__name__,
             "host_group": home,
         }
-        for features, module, home in zip(
-            stage.tower_features, stage.tower_modules, placement.tower_groups, strict=True
+        for entries, features, module, home in zip(
+            stage.plan.towers, stage.tower_features, stage.tower_modules, placement.tower_groups, strict=True
         )
     ]
 
@@ -208,7 +208,7 @@ def _traffic(
 ) -> Traffic:
     shape = StageShape(
         schema=stage.schema,
-        towers=stage.plan.towers,
+        towers=[[feature.name for feature in own] for own in stage.tower_features],
         tower_outputs=[tower.out_features for tower in stage.tower_modules],
         out_dim=stage.out_dim,
         tower_bytes=[FLOAT_BYTES * count for count in tower_params],
@@ -302,8 +302,8 @@ def _layout_line(layout: dict[str, Any]) -> str:
 
 def _input_shape(tower: dict[str, Any]) -> str:
     """``"3 x 16"``, or the widths where they differ: ``"8 + 16 + 16"``."""
-    if set(tower["table_dims"]) == {tower["in_dim"]}:
-        return f"{tower['in_features']} x {tower['in_dim']}"
+    if len(set(tower["table_dims"])) == 1:
+        return f"{tower['in_features']} x {tower['table_dims'][0]}"
     return " + ".join(map(str, tower["table_dims"]))
 
 

@@ -4,6 +4,7 @@ Models build their towers from a plan, strategies place them on hosts, and the p
 so the plan itself lives here, below all three.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,45 @@ import yaml
 from dmt.errors import UserInputError
 
 
+@dataclass(frozen=True)
+class TowerInput:
+    """What a tower reads of a feature: its embedding, or a block of the embedding's columns.
+
+    Args:
+        feature: the feature.
+        columns: first column, and the one after the last; ``None`` for all.
+
+    Example:
+        >>> TowerInput.parse("item[0:8]")
+        TowerInput(feature='item', columns=(0, 8))
+        >>> TowerInput.parse("item")
+        TowerInput(feature='item', columns=None)
+    """
+
+    feature: str
+    columns: tuple[int, int] | None = None
+
+    @classmethod
+    def parse(cls, entry: str) -> "TowerInput":
+        """Read an entry of a plan: a name, or ``name[start:stop]``."""
+        match = re.fullmatch(r"(.+)\[(\d+):(\d+)\]", entry)
+        return cls(match[1], (int(match[2]), int(match[3]))) if match else cls(entry)
+
+    def overlaps(self, other: "TowerInput") -> bool:
+        """Whether both read a column of the same feature."""
+        if self.feature != other.feature:
+            return False
+        if self.columns is None or other.columns is None:
+            return True
+        return self.columns[0] < other.columns[1] and other.columns[0] < self.columns[1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TowerPlan:
     """An assignment of every categorical feature to exactly one tower (paper section 3.3).
+
+    A feature may also be divided: ``"item[0:8]"`` is a block of the columns of its embedding. That gives more towers
+    than features where a cluster needs them.
 
     Args:
         towers: feature names of each tower. The order of towers is the order of their outputs; the order
@@ -23,7 +60,7 @@ class TowerPlan:
         method: how the plan was made: ``"manual"``, ``"strided"``, ``"flat"``, ...
 
     Raises:
-        UserInputError: there is no tower, a tower is empty, or a feature is listed twice.
+        UserInputError: there is no tower, a tower is empty, or a feature or a column of it is listed twice.
 
     Example:
         >>> TowerPlan.strided(["a", "b", "c", "d", "e"], num_towers=2).towers
@@ -39,22 +76,32 @@ class TowerPlan:
         object.__setattr__(self, "towers", tuple(tuple(tower) for tower in self.towers))
         if not self.towers:
             raise UserInputError("tower plan: it lists no towers; give at least one")
-        seen: dict[str, int] = {}
+        seen: list[tuple[TowerInput, int]] = []
         for index, tower in enumerate(self.towers):
             if not tower:
                 raise UserInputError(f"tower plan: tower {index} has no features; give it some or remove it")
-            for feature in tower:
-                if feature in seen:
-                    raise UserInputError(
-                        f"tower plan: feature {feature!r} is in tower {seen[feature]} and again in tower "
-                        f"{index}; list each feature once"
-                    )
-                seen[feature] = index
+            for entry in tower:
+                wanted = TowerInput.parse(entry)
+                if wanted.columns is not None and wanted.columns[0] >= wanted.columns[1]:
+                    raise UserInputError(f"tower plan: {entry!r} names no columns; write name[first:one after last]")
+                for other, place in seen:
+                    if wanted.overlaps(other):
+                        what = "feature" if wanted == other else "a column of feature"
+                        raise UserInputError(
+                            f"tower plan: {what} {wanted.feature!r} is in tower {place} and again in tower {index}; "
+                            "list each once"
+                        )
+                seen.append((wanted, index))
+
+    @property
+    def inputs(self) -> tuple[tuple[TowerInput, ...], ...]:
+        """What each tower reads."""
+        return tuple(tuple(TowerInput.parse(entry) for entry in tower) for tower in self.towers)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """All features, tower after tower."""
-        return tuple(feature for tower in self.towers for feature in tower)
+        """All features, each once, in the order in which towers first read them."""
+        return tuple(dict.fromkeys(wanted.feature for tower in self.inputs for wanted in tower))
 
     @classmethod
     def strided(cls, features: Sequence[str], *, num_towers: int) -> "TowerPlan":
@@ -69,6 +116,28 @@ class TowerPlan:
                 "towers; choose a number in that range"
             )
         return cls(towers=[features[t::num_towers] for t in range(num_towers)], method="strided")
+
+    @classmethod
+    def strided_columns(cls, features: Sequence[str], *, num_towers: int, embedding_dim: int) -> "TowerPlan":
+        """More towers than features: every embedding is cut into even blocks of columns, which are dealt out in turn.
+
+        Raises:
+            UserInputError: the embeddings have too few columns for blocks of 4, 8, 12...
+
+        Example:
+            >>> TowerPlan.strided_columns(["a", "b"], num_towers=4, embedding_dim=8).towers
+            (('a[0:4]',), ('b[0:4]',), ('a[4:8]',), ('b[4:8]',))
+        """
+        num_blocks = -(-num_towers // len(features))
+        if num_towers < 1 or embedding_dim % (4 * num_blocks):
+            raise UserInputError(
+                f"num_towers={num_towers}: {len(features)} features would be cut into {num_blocks} blocks of columns, "
+                f"which must be a multiple of 4 wide, and {embedding_dim} columns are not {num_blocks} such blocks; "
+                f"choose at most {len(features)} towers, or another embedding_dim"
+            )
+        width = embedding_dim // num_blocks
+        entries = [f"{name}[{i * width}:{(i + 1) * width}]" for i in range(num_blocks) for name in features]
+        return cls(towers=[entries[t::num_towers] for t in range(num_towers)], method="strided")
 
     def check_features(self, features: Sequence[str]) -> None:
         """Raise unless the plan covers exactly ``features``.

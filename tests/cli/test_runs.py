@@ -13,6 +13,7 @@ from pathlib import Path
 import polars
 import pytest
 
+from dmt.emulate import EmulatedCluster, can_emulate
 from tests.distributed.harness import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -21,13 +22,18 @@ DMT = [str(Path(sys.executable).parent / "dmt")]
 SMALL = ["--data.num_train", "3001", "--data.num_valid", "500", "--data.num_test", "500", "--trainer.max_epochs", "1"]
 
 
+def fit(command: Sequence[str], runs: Path, *options: str) -> list[str]:
+    """The command of a fit of the quick start, with its logs under ``runs``."""
+    arguments = [*command, "fit", "--config", "configs/quickstart.yaml", *SMALL, *options]
+    return [*arguments, "--trainer.logger.save_dir", str(runs)]
+
+
 def start(
     command: Sequence[str], runs: Path, *options: str, env: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start a fit of the quick start, with its logs under ``runs``."""
-    arguments = [*command, "fit", "--config", "configs/quickstart.yaml", *SMALL, *options]
+    """Start :func:`fit`."""
     return subprocess.Popen(
-        [*arguments, "--trainer.logger.save_dir", str(runs)],
+        fit(command, runs, *options),
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         stdout=subprocess.PIPE,
@@ -119,20 +125,48 @@ def test_predictions_of_four_ranks_are_in_data_order(finished: Path, tmp_path: P
     assert four == pytest.approx(one, rel=1e-4)
 
 
+def torchrun(node: int, master: str, port: int) -> list[str]:
+    """One of two agents with two ranks each."""
+    program = str(Path(sys.executable).parent / "torchrun")
+    agent = [program, "--nnodes", "2", "--nproc_per_node", "2", "--node_rank", str(node)]
+    return [*agent, "--master_addr", master, "--master_port", str(port), *DMT]
+
+
+# No ranks_per_host: torchrun's LOCAL_WORLD_SIZE says it.
+TWO_NODES = ["--trainer.devices", "2", "--trainer.num_nodes", "2", "--ranks_per_host", "null"]
+
+
 def test_two_agents_of_torchrun_give_the_numbers_of_one_machine(finished: Path, tmp_path: Path) -> None:
-    port = str(free_port())
-    torchrun = str(Path(sys.executable).parent / "torchrun")
-    agents = []
-    for node in range(2):
-        agent = [torchrun, "--nnodes", "2", "--nproc_per_node", "2", "--node_rank", str(node)]
-        command = [*agent, "--master_addr", "127.0.0.1", "--master_port", port, *DMT]
-        # No ranks_per_host: torchrun's LOCAL_WORLD_SIZE says it.
-        nodes = ["--trainer.devices", "2", "--trainer.num_nodes", "2", "--ranks_per_host", "null"]
-        agents.append(start(command, tmp_path, *nodes))
-    for agent_process in agents:
-        finish(agent_process)
+    port = free_port()
+    agents = [start(torchrun(node, "127.0.0.1", port), tmp_path, *TWO_NODES) for node in range(2)]
+    for agent in agents:
+        finish(agent)
     told = summary(tmp_path / "quickstart" / "version_0")
     assert told["description"]["layout"] == summary(finished)["description"]["layout"]
+    # The same ranks do the same arithmetic; gloo reduces in the same order.
+    assert told["metrics"] == pytest.approx(summary(finished)["metrics"], rel=1e-6)
+
+
+@pytest.mark.skipif(not can_emulate(), reason=can_emulate().reason)
+def test_two_machines_give_the_numbers_of_one(finished: Path, tmp_path: Path) -> None:
+    """Two agents in network namespaces of their own, which reach each other by one link."""
+    outputs = [tmp_path / f"node{node}.txt" for node in range(2)]
+    with EmulatedCluster(num_hosts=2, rate_mbit=1000) as cluster:
+        agents = [
+            cluster.run_command(
+                node,
+                fit(torchrun(node, cluster.address(0), 29500), tmp_path, *TWO_NODES),
+                environment={"OMP_NUM_THREADS": "1"},
+                folder=ROOT,
+                output=outputs[node],
+            )
+            for node in range(2)
+        ]
+        codes = [agent.wait(timeout=120) for agent in agents]
+        sent = [cluster.sent_bytes(node) for node in range(2)]
+    assert codes == [0, 0], [output.read_text()[-3000:] for output in outputs]
+    assert min(sent) > 1e6  # 3 steps of 2 ranks that send 0.185 MB each to the other machine, and evaluation
+    told = summary(tmp_path / "quickstart" / "version_0")
     # The same ranks do the same arithmetic; gloo reduces in the same order.
     assert told["metrics"] == pytest.approx(summary(finished)["metrics"], rel=1e-6)
 

@@ -94,7 +94,23 @@ def draw_case(rng: random.Random, *, multi_hot: bool, varied: bool = False) -> C
     towers = [PassThrough, partial(DLRMTower, c=c, p=p, out_dim=rng.choice([3, 8]))]
     means = {name: rng.choice(["sum", "mean"]) for name in names if varied and rng.random() < 0.7}
     dims = {name: rng.choice([4, 8, 12, 20]) for name in sorted(set(tables.values())) if varied and rng.random() < 0.3}
+    if varied and rng.random() < 0.3:
+        return Case(schema, draw_column_plan(names, rng), 16, towers[1], means)
     return Case(schema, plan, rng.choice([4, 8, 16]), rng.choice(towers), means, dims)
+
+
+def draw_column_plan(names: list[str], rng: random.Random) -> TowerPlan:
+    """A random plan that gives towers blocks of columns, of some features or of all, of 16 columns each."""
+    divided = names[: rng.randint(1, len(names))]
+    width = rng.choice([4, 8])
+    blocks = [f"{name}[{start}:{start + width}]" for name in divided for start in range(0, 16, width)]
+    rng.shuffle(blocks)
+    towers = []
+    for entries in (blocks, names[len(divided) :]):  # blocks of one width to a tower, and whole features to others
+        cuts = sorted(rng.sample(range(1, len(entries)), rng.randint(0, min(len(entries) - 1, 4)))) if entries else []
+        towers += [entries[a:b] for a, b in itertools.pairwise([0, *cuts, len(entries)]) if entries]
+    rng.shuffle(towers)
+    return TowerPlan(towers=towers)
 
 
 def draw_batch(schema: FeatureSchema, size: int, rng: random.Random) -> KeyedJaggedTensor:
@@ -139,13 +155,13 @@ class Reference(nn.Module):
             pooled = []
             for feature in features:
                 bags = batch[feature.name]
-                rows = self.tables[feature.table.name][bags.values().long()]
+                rows = self.tables[feature.table.name][bags.values().long(), slice(*feature.columns)]
                 if self.weighted:
                     rows = rows * bags.weights().unsqueeze(1)
                 sample = torch.arange(batch.stride()).repeat_interleave(bags.lengths().long())
                 total = rows.new_zeros(batch.stride(), rows.shape[1]).index_add(0, sample, rows)
                 pooled.append(total / bags.lengths().clamp(min=1).unsqueeze(1) if feature.is_mean else total)
-            mixed = len({p.shape[1] for p in pooled}) > 1 or hasattr(tower, "projections")
+            mixed = hasattr(tower, "projections")
             outputs.append(tower(torch.cat(pooled, dim=1).unsqueeze(1) if mixed else torch.stack(pooled, dim=1)))
         return torch.cat(outputs, dim=1)
 

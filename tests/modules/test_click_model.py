@@ -102,6 +102,13 @@ def test_without_a_plan_towers_are_strided(num_towers: int, sizes: list[int]) ->
     assert [len(tower) for tower in expected.towers] == sizes
 
 
+def test_more_towers_than_features_divide_their_columns() -> None:
+    model = make_model(plan=None, num_towers=7, embedding_dim=8)
+    model.build(make_data().schema)
+    expected = TowerPlan.strided_columns([f"c{i}" for i in range(5)], num_towers=7, embedding_dim=8)
+    assert model.resolved_plan == expected
+
+
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_plan_may_be_a_file(tmp_path: Path, kind: Callable[[Path], Any]) -> None:
     PLAN.save(tmp_path / "plan.yaml")

@@ -31,7 +31,7 @@ def make_stage(
     plan = plan or PLAN
     features = [
         CategoricalFeature(name=name, num_embeddings=3 + index, multi_hot=multi_hot and index % 2 == 0)
-        for index, name in enumerate(name for name in NAMES if any(name in tower for tower in plan))
+        for index, name in enumerate(n for n in NAMES if n in TowerPlan(towers=plan).feature_names)
     ]
     return TowerStage(
         schema=FeatureSchema(categorical=features),
@@ -89,6 +89,37 @@ def test_a_plan_in_data_order_gives_the_same_as_any_other(seed: int, rng: random
     columns = [NAMES.index(name) for tower in PLAN for name in tower]
     # Bit for bit: single ids without tower modules are only moved.
     assert torch.equal(stage(batch), in_order(batch)[:, columns])
+
+
+def test_towers_may_read_blocks_of_columns(seed: int, rng: random.Random) -> None:
+    """More towers than features, of the same tables: without tower modules only columns move."""
+    names = NAMES[:2]
+    torch.manual_seed(seed)
+    whole = make_stage(plan=[names])
+    torch.manual_seed(seed)
+    divided = make_stage(plan=[["b[4:8]"], ["a[0:4]"], ["b[0:4]", "a[4:8]"]])
+    assert divided.state_dict().keys() == whole.state_dict().keys()
+    batch = make_batch(whole, 4, rng)
+    output = divided(batch)
+    a, b = whole(batch).unbind(dim=1)
+    assert (divided.out_features, divided.out_dim) == (4, 4)
+    assert torch.equal(output, torch.stack([b[:, 4:], a[:, :4], b[:, :4], a[:, 4:]], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ([["a[0:4]"], ["b"]], r"its blocks of 'a' are columns 0 to 4; the embedding has 8"),
+        ([["a[4:8]"], ["b"]], r"its blocks of 'a' are columns 4 to 8; the embedding has 8"),
+        ([["a[0:8]", "a[8:12]"], ["b"]], r"its blocks of 'a' are columns 0 to 8, 8 to 12; the embedding has 8"),
+        ([["a[0:3]"], ["a[3:8]"], ["b"]], r"a\[0:3\] has 3 columns, and FBGEMM's kernels need a multiple of 4"),
+        ([["a[0:4]", "b"], ["a[4:8]"]], r"a tower reads blocks of columns of widths \[4, 8\]"),
+        ([["a[0:4]"], ["a[4:8]"], ["b"]], r"tower: output dims \[4, 4, 8\] differ between towers"),
+    ],
+)
+def test_blocks_that_no_stage_can_have_are_refused(plan: list[list[str]], message: str) -> None:
+    with pytest.raises(UserInputError, match=message):
+        make_stage(plan=plan)
 
 
 def test_each_seed_gives_its_own_values(seed: int) -> None:

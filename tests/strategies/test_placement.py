@@ -172,6 +172,32 @@ def test_towers_that_share_tables_lie_together() -> None:
     assert len({first, second, fifth}) == 3
 
 
+def test_blocks_of_columns_lie_with_their_towers() -> None:
+    topology = Topology(world_size=3, ranks_per_host=1)
+    costs = [cost("a", dim=16), cost("b", dim=8)]
+    # Twice as many towers as tables; those of b read what fits beside a's.
+    placement = place(costs, [["a[0:8]"], ["a[8:16]"], ["b[0:4]"], ["b[4:8]"]], topology)
+    assert placement.tower_groups == (0, 1, 2, 2)
+    held = [[(s.table.name, s.columns) for s in own] for own in placement.rank_shards]
+    # What adjoins on one group is one block.
+    assert held == [[("a", (0, 8))], [("a", (8, 16))], [("b", (0, 8))]]
+
+
+def test_towers_that_share_columns_of_a_table_lie_together() -> None:
+    topology = Topology(world_size=2, ranks_per_host=1)
+    shared = cost("t", dim=8, features=["f", "g"])
+    placement = place([shared], [["f[0:4]"], ["f[4:8]"], ["g[4:8]"], ["g[0:4]"]], topology)
+    assert placement.tower_groups == (0, 1, 1, 0)
+
+
+def test_columns_of_one_accumulator_stay_on_one_group() -> None:
+    costs, towers = [cost("a", splits=False), cost("b", splits=False)], [["a[0:8]"], ["a[8:16]"], ["b"]]
+    with pytest.raises(UserInputError, match=r"^tower plan: it puts columns of table 'a' on several host groups"):
+        place(costs, towers, Topology(world_size=3, ranks_per_host=1))
+    placement = place(costs, towers, Topology(world_size=2, ranks_per_host=2))
+    assert all(shard.is_whole for own in placement.rank_shards for shard in own)
+
+
 def test_a_feature_keeps_its_own_tower_where_another_towers_feature_has_its_table() -> None:
     costs = [cost("t", features=["a", "b"])]
     placement = place(costs, [["a"], ["b"]], Topology(world_size=2, ranks_per_host=1))

@@ -51,7 +51,7 @@ class Measured:
 def shape_of(stage: TowerStage, batch_size: int) -> StageShape:
     return StageShape(
         schema=stage.schema,
-        towers=stage.plan.towers,
+        towers=[[feature.name for feature in own] for own in stage.tower_features],
         tower_outputs=[tower.out_features for tower in stage.tower_modules],
         out_dim=stage.out_dim,
         tower_bytes=[FLOAT_BYTES * sum(p.numel() for p in tower.parameters()) for tower in stage.towers],

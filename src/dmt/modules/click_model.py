@@ -43,7 +43,8 @@ class ClickModel(L.LightningModule):
         table_dims: width of single tables, by name, where it differs from ``embedding_dim``; a linear layer in the
             tower brings it there.
         pooling: ``sum`` or ``mean`` of a sample's embeddings of one feature, for all features or by name.
-        num_towers: number of towers of the strided plan, used where ``plan`` is not given.
+        num_towers: number of towers of the strided plan, used where ``plan`` is not given. With more than there are
+            features each tower gets blocks of their columns.
         plan: TowerPlan file (or object) that assigns features to towers; overrides ``num_towers``.
         tower: tower module by class path. PassThrough is the flat model: no tower modules.
         top: model over the tower stage, by class path.
@@ -90,7 +91,7 @@ class ClickModel(L.LightningModule):
             UserInputError: plan, towers, dims or layer sizes do not fit the schema or each other.
         """
         plan = TowerPlan.load(self.plan) if isinstance(self.plan, str | Path) else self.plan
-        plan = plan or _default_plan(schema, num_towers=self.num_towers)
+        plan = plan or _default_plan(schema, num_towers=self.num_towers, embedding_dim=self.embedding_dim)
         stage = TowerStage(
             schema=schema,
             plan=plan,
@@ -230,10 +231,13 @@ class ClickModel(L.LightningModule):
             )
 
 
-def _default_plan(schema: FeatureSchema, *, num_towers: int) -> TowerPlan:
+def _default_plan(schema: FeatureSchema, *, num_towers: int, embedding_dim: int) -> TowerPlan:
+    names = schema.feature_names
     if num_towers == 1:
-        return TowerPlan(towers=[schema.feature_names], method="flat")
-    return TowerPlan.strided(schema.feature_names, num_towers=num_towers)
+        return TowerPlan(towers=[names], method="flat")
+    if num_towers > len(names):
+        return TowerPlan.strided_columns(names, num_towers=num_towers, embedding_dim=embedding_dim)
+    return TowerPlan.strided(names, num_towers=num_towers)
 
 
 def _is_plain(value: object) -> bool:

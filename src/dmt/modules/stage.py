@@ -72,17 +72,29 @@ class Stage(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class StageFeature:
-    """A feature as a stage looks it up.
+    """A feature, or a block of its columns, as a tower reads it.
 
     Args:
         name: column of the data.
         table: where its rows are.
+        columns: first column of the table, and the one after the last.
         is_mean: whether a bag's embeddings are averaged rather than summed.
     """
 
     name: str
     table: EmbeddingBagConfig
+    columns: tuple[int, int]
     is_mean: bool
+
+    @property
+    def block(self) -> ColumnBlock:
+        """Its columns among the feature's."""
+        return ColumnBlock(self.name, *self.columns)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the feature."""
+        return self.columns == (0, self.table.embedding_dim)
 
 
 class TowerStage(Stage):
@@ -120,18 +132,16 @@ class TowerStage(Stage):
         self.plan = plan
         self.embedding_dim = embedding_dim
         self.tables = _make_tables(schema, plan, embedding_dim, table_dims or {})
-        self.features = _make_features(self.tables, plan, pooling)
+        self.tower_features = _make_features(self.tables, plan, pooling)
         self.embeddings = FusedEmbeddingBags(
             [TableShard.whole(table) for table in self.tables], optimizer=optimizer, seed=torch.initial_seed()
         )
-        lookups = [name for table in self.tables for name in table.feature_names]
-        self.bag_order = BagOrder(schema, lookups)
-        blocks = {f.name: ColumnBlock(f.name, 0, f.table.embedding_dim) for f in self.features}
         # Lookups come table by table; towers read theirs feature by feature.
-        self._route = ColumnRoute(
-            [[blocks[name] for name in lookups]], [[blocks[name] for name in names] for names in plan.towers]
-        )
-        self._length_rows = [[lookups.index(name) for name in names] for names in plan.towers]
+        lookups = [ColumnBlock(name, 0, table.embedding_dim) for table in self.tables for name in table.feature_names]
+        names = [block.name for block in lookups]
+        self.bag_order = BagOrder(schema, names)
+        self._route = ColumnRoute([lookups], [[feature.block for feature in own] for own in self.tower_features])
+        self._length_rows = [[names.index(feature.name) for feature in own] for own in self.tower_features]
         self.mean_pooling = nn.ModuleList(tower_mean_pooling(self.tower_features))
         self.tower_shapes = [tower_shape(f, embedding_dim) for f in self.tower_features]
         self.towers = nn.ModuleList(_make_tower(tower, f, embedding_dim) for f in self.tower_features)
@@ -142,12 +152,6 @@ class TowerStage(Stage):
     def tower_modules(self) -> list[TowerModule]:
         """The tower modules in plan order."""
         return tower_modules(self.towers)
-
-    @property
-    def tower_features(self) -> list[list[StageFeature]]:
-        """The features of each tower."""
-        by_name = {feature.name: feature for feature in self.features}
-        return [[by_name[name] for name in names] for names in self.plan.towers]
 
     def _shared_out_dim(self) -> int:
         dims = [module.out_dim for module in self.tower_modules]
@@ -200,8 +204,8 @@ def _make_tables(
 
 def _make_features(
     tables: Sequence[EmbeddingBagConfig], plan: TowerPlan, pooling: Pooling | Mapping[str, Pooling]
-) -> list[StageFeature]:
-    """The features in plan order."""
+) -> list[list[StageFeature]]:
+    """What each tower reads, in plan order."""
     tables_by_feature = {name: table for table in tables for name in table.feature_names}
     by_name = dict.fromkeys(tables_by_feature, pooling) if isinstance(pooling, str) else pooling
     for name, value in by_name.items():
@@ -209,31 +213,67 @@ def _make_features(
             raise UserInputError(f"pooling: there is no feature {name!r}; choose of {', '.join(tables_by_feature)}")
         if value not in get_args(Pooling):
             raise UserInputError(f"pooling={value}: choose sum or mean")
-    return [
-        StageFeature(name=name, table=tables_by_feature[name], is_mean=by_name.get(name) == "mean")
-        for name in plan.feature_names
+    towers = [
+        [
+            StageFeature(
+                name=wanted.feature,
+                table=tables_by_feature[wanted.feature],
+                columns=wanted.columns or (0, tables_by_feature[wanted.feature].embedding_dim),
+                is_mean=by_name.get(wanted.feature) == "mean",
+            )
+            for wanted in tower
+        ]
+        for tower in plan.inputs
     ]
+    _check_columns([feature for tower in towers for feature in tower])
+    return towers
+
+
+def _check_columns(features: Sequence[StageFeature]) -> None:
+    """Raise unless the blocks of each feature are all of its columns; the plan has checked that none is there twice."""
+    for feature in features:
+        blocks = sorted(other.columns for other in features if other.name == feature.name)
+        stops = [0, *(stop for _, stop in blocks)]
+        gaps = [stop for stop, (start, _) in zip(stops, blocks, strict=False) if start != stop]
+        if gaps or stops[-1] != feature.table.embedding_dim:
+            raise UserInputError(
+                f"tower plan: its blocks of {feature.name!r} are columns "
+                f"{', '.join(f'{start} to {stop}' for start, stop in blocks)}; the embedding has "
+                f"{feature.table.embedding_dim}, and each must be in one block"
+            )
+        if not feature.is_whole and feature.block.width % 4:
+            raise UserInputError(
+                f"tower plan: {feature.name}[{feature.columns[0]}:{feature.columns[1]}] has {feature.block.width} "
+                "columns, and FBGEMM's kernels need a multiple of 4; move the cut"
+            )
 
 
 def _make_tower(factory: TowerFactory, features: Sequence[StageFeature], embedding_dim: int) -> TowerModule:
-    module = factory(len(features), embedding_dim)
-    widths = [feature.table.embedding_dim for feature in features]
-    if set(widths) == {embedding_dim}:
-        return module
-    return ProjectedTower(widths, embedding_dim, module)
+    widths = [feature.block.width for feature in features]
+    if _is_projected(features, embedding_dim):
+        return ProjectedTower(widths, embedding_dim, factory(len(features), embedding_dim))
+    if len(set(widths)) > 1:
+        raise UserInputError(
+            f"tower plan: a tower reads blocks of columns of widths {widths}; give those of one tower the same width"
+        )
+    return factory(len(features), widths[0])
+
+
+def _is_projected(features: Sequence[StageFeature], embedding_dim: int) -> bool:
+    """Whether a tower needs a projection to N. One of blocks has their width for N."""
+    widths = {feature.block.width for feature in features}
+    return all(feature.is_whole for feature in features) and widths != {embedding_dim}
 
 
 def tower_shape(features: Sequence[StageFeature], embedding_dim: int) -> tuple[int, int]:
     """How a tower's module reads its W_t columns: (F_t, N), or (1, W_t) where it projects mixed widths first."""
-    widths = [feature.table.embedding_dim for feature in features]
-    return (len(widths), embedding_dim) if set(widths) == {embedding_dim} else (1, sum(widths))
+    widths = [feature.block.width for feature in features]
+    return (1, sum(widths)) if _is_projected(features, embedding_dim) else (len(widths), widths[0])
 
 
 def tower_mean_pooling(towers: Sequence[Sequence[StageFeature]]) -> list[MeanPooling]:
     """The mean pooling of each tower's features."""
-    return [
-        MeanPooling([f.table.embedding_dim for f in features], [f.is_mean for f in features]) for features in towers
-    ]
+    return [MeanPooling([f.block.width for f in features], [f.is_mean for f in features]) for features in towers]
 
 
 def tower_modules(towers: Iterable[nn.Module]) -> list[TowerModule]:

@@ -17,6 +17,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionContext, Sha
 from torchrec.distributed.types import ShardingEnv
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from dmt.modules.columns import ColumnBlock, ColumnRoute
 from dmt.modules.embeddings import initialize_rows, momentum_name, weight_name
 from dmt.modules.shards import ShardedState, TensorShard, copy_into_shards
 from dmt.modules.stage import Pending, TowerStage, run_towers, tower_modules
@@ -91,7 +92,9 @@ class FlatStage(ShardedStage):
         self.bag_order, self.feature_keys = stage.bag_order, stage.bag_order.keys
         self.towers, self.tower_shapes = stage.towers, stage.tower_shapes
         self.mean_pooling = stage.mean_pooling
-        self._length_rows = [[self.feature_keys.index(name) for name in names] for names in stage.plan.towers]
+        self._length_rows = [[self.feature_keys.index(f.name) for f in own] for own in stage.tower_features]
+        self._tower_blocks = [[feature.block for feature in own] for own in stage.tower_features]
+        self._route: ColumnRoute | None = None
         self._needs_lengths = not stage.schema.single_hot and any(mean.is_needed for mean in stage.mean_pooling)
         self._codecs = WireCodecs(forward_precision=forward_precision, backward_precision=backward_precision)
         # Hidden from the module tree: TorchRec shows its tables as parameters that require gradients, though its
@@ -206,16 +209,14 @@ class FlatStage(ShardedStage):
 
     def run(self, pooled: KeyedTensor, batch: FlatBatch) -> Tensor:
         """Pooled embeddings of the batch, maybe of empty bags after it -> (B, O, D)."""
-        if pooled.values().shape[0] > batch.batch_size:
-            pooled = KeyedTensor(pooled.keys(), pooled.length_per_key(), pooled.values()[: batch.batch_size])
-        # TorchRec's output follows its sharding, so features are picked by name.
+        if self._route is None:
+            # TorchRec's output follows its sharding, in the same way for every batch.
+            widths = zip(pooled.keys(), pooled.length_per_key(), strict=True)
+            self._route = ColumnRoute([[ColumnBlock(name, 0, width) for name, width in widths]], self._tower_blocks)
+        columns = self._route(pooled.values()[: batch.batch_size], num_rows=batch.batch_size)
         inputs = []
         for flat, rows, mean, shape in zip(
-            KeyedTensor.regroup([pooled], [list(names) for names in self.plan.towers]),
-            self._length_rows,
-            self.mean_pooling,
-            self.tower_shapes,
-            strict=True,
+            columns, self._length_rows, self.mean_pooling, self.tower_shapes, strict=True
         ):
             lengths = None if batch.lengths is None or not mean.is_needed else batch.lengths[rows]
             inputs.append(mean(flat, lengths).view(batch.batch_size, *shape))

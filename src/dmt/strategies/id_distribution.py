@@ -4,7 +4,8 @@ First each rank sends the ids of a host group's features to its peer in that gro
 however its table is cut. Then, inside the group, that peer passes them to the seats that hold the table's shards.
 Sources come by (seat, group) that way: the peer order of step (c), without a permutation of embeddings.
 
-Shapes: B samples of this rank, P groups, S seats, F_g features of this group, Q samples of this rank's peers.
+Shapes: B samples of this rank, P groups, S seats, I_g features or blocks of one that this group's towers read, tower
+after tower, Q samples of this rank's peers.
 """
 
 from collections.abc import Generator, Sequence
@@ -35,8 +36,8 @@ class LookupIds(Distributed):
         ids: of this rank's lookups, one after the other; local to their shards.
         lengths: of their bags; ``None`` when each holds one id. Samples come by (seat, group) of their rank.
         weights: of the ids, or ``None``.
-        group_lengths: (F_g, Q) lengths of the group's features, tower after tower, for the peers' samples, or
-            ``None`` for all ones.
+        group_lengths: (I_g, Q) lengths of the bags that the group's towers read, for the peers' samples, or ``None``
+            for all ones.
     """
 
     ids: Tensor
@@ -67,7 +68,7 @@ class IdDistribution:
 
     Args:
         schema: the data's columns.
-        towers: features of each tower.
+        towers: features that each tower reads, once for each block of columns that it reads of one.
         placement: where towers and shards are.
         topology: hosts and ranks.
         rank: this rank.
@@ -95,7 +96,7 @@ class IdDistribution:
         # Wide types first: neighbours of one type are packed in one go.
         by_group = [
             sorted(
-                (name for tower in placement.group_towers(group) for name in towers[tower]),
+                dict.fromkeys(name for tower in placement.group_towers(group) for name in towers[tower]),
                 key=lambda name: -dtypes[name].itemsize,
             )
             for group in range(topology.num_groups)
@@ -121,12 +122,16 @@ class IdDistribution:
         seats = [placement.lookups(member) for member in topology.members(group=self.group)]
         self._seat_lookups = seats
         self._own_lookups = seats[self.seat]
-        # Features of which some shard holds a block of rows: their ids are dealt out by block.
-        cut = [
-            name for name in self.features if any(n == name and not _has_all_rows(s) for own in seats for n, s in own)
-        ]
-        self._cut_features = cut
-        self._needs_seat_lengths = bool(cut or self._own_multi_rows)
+        # Features of which some shard holds a block of rows, and the rows of their blocks: ids are dealt out by block.
+        self._cut_features = sorted(
+            {(n, self._block_rows(n, s)) for own in seats for n, s in own if not _has_all_rows(s)},
+            key=lambda cut: (self.features.index(cut[0]), cut[1]),
+        )
+        self._needs_seat_lengths = bool(self._cut_features or self._own_multi_rows)
+
+    def _block_rows(self, name: str, shard: TableShard) -> int:
+        """Rows of the blocks that the shard's columns of a table are cut into; the last one may be smaller."""
+        return max(s.num_rows for own in self._seat_lookups for n, s in own if (n, s.columns) == (name, shard.columns))
 
     def steps(self, features: KeyedJaggedTensor) -> Generator[None, None, LookupIds]:
         """Distribute a batch; see :data:`~dmt.strategies.stage.Distribution`."""
@@ -252,26 +257,22 @@ class IdDistribution:
         positions = []
         for peer in range(num_groups):
             for name, shard in lookups:
-                if name in self._cut_features:
-                    block = shard.rows[0] // self._block_size(self._cut_features.index(name))
-                    dealt = (block * num_cut + self._cut_features.index(name)) * num_groups + peer
-                    positions.append(num_groups * num_features + dealt)
-                else:
+                if _has_all_rows(shard):
                     positions.append(peer * num_features + self.features.index(name))
+                else:
+                    rows = self._block_rows(name, shard)
+                    cut = self._cut_features.index((name, rows))
+                    dealt = (shard.rows[0] // rows * num_cut + cut) * num_groups + peer
+                    positions.append(num_groups * num_features + dealt)
         return positions
-
-    def _block_size(self, cut: int) -> int:
-        """Rows of the blocks that a cut feature's table consists of; the last one may be smaller."""
-        name = self._cut_features[cut]
-        return max(s.num_rows for own in self._seat_lookups for n, s in own if n == name)
 
     def _dealt_by_rows(self, held: Segments) -> Segments:
         """Segments (block of rows, cut feature, peer): the ids in each block, counted from its first row."""
-        num_groups, num_features, num_cut = self.topology.num_groups, len(self.features), len(self._cut_features)
-        at = [self.features.index(name) for name in self._cut_features]
+        num_groups, num_features = self.topology.num_groups, len(self.features)
+        at = [self.features.index(name) for name, _ in self._cut_features]
         cut = held.select([peer * num_features + row for row in at for peer in range(num_groups)])
         assert cut.lengths is not None
-        block_sizes = [self._block_size(index) for index in range(num_cut)]
+        block_sizes = [rows for _, rows in self._cut_features]
         lengths, ids, weights, *_ = torch.ops.fbgemm.block_bucketize_sparse_features(
             cut.lengths,
             cut.ids,
@@ -289,7 +290,7 @@ class IdDistribution:
         num_groups, num_features = self.topology.num_groups, len(self.features)
         order = [peer * num_features + row for row in self._tower_order for peer in range(num_groups)]
         lengths = Segments(held.lengths, None, None, held.bag_counts).select(order).ids
-        return lengths.view(num_features, -1)
+        return lengths.view(len(self._tower_order), -1)
 
 
 def _has_all_rows(shard: TableShard) -> bool:

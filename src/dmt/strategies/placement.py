@@ -5,12 +5,14 @@ S seats of a host group, P host groups, N columns of a table.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, get_args
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from dmt.errors import UserInputError
 from dmt.modules.shards import TableShard
+from dmt.plan import TowerInput
 from dmt.strategies.topology import Topology
 
 ShardingKind = Literal["table_wise", "column_wise", "row_wise", "grid_shard"]
@@ -26,33 +28,46 @@ _UNEVEN = 1.25  # a table with this many times a seat's fair share of the work i
 
 @dataclass(frozen=True, kw_only=True)
 class TableCost:
-    """What a table costs the ranks that hold it.
+    """What a table, or a block of its columns, costs the ranks that hold it.
 
     Args:
         table: its size and its features.
         lookups: expected ids per sample, all its features together.
-        row_floats: weights and optimiser state of a row.
+        row_floats: weights and optimiser state of a row of the whole table.
         can_split_columns: whether the optimiser's mathematics stays the same on blocks of columns.
+        columns: first column of the block, and the one after the last; ``None`` for all.
     """
 
     table: EmbeddingBagConfig
     lookups: float
     row_floats: int
     can_split_columns: bool = True
+    columns: tuple[int, int] | None = None
+
+    @property
+    def block(self) -> TableShard:
+        """The block of columns."""
+        whole = TableShard.whole(self.table)
+        return whole if self.columns is None else replace(whole, columns=self.columns)
 
     @property
     def work(self) -> float:
         """Bytes read plus bytes sent per sample."""
-        return (self.lookups + len(self.table.feature_names)) * 4 * self.table.embedding_dim
+        return (self.lookups + len(self.table.feature_names)) * 4 * self.block.width
 
     @property
     def memory_bytes(self) -> int:
         """Weights and optimiser state, float32."""
-        return 4 * self.row_floats * self.table.num_embeddings
+        return 4 * self.row_floats * self.table.num_embeddings * self.block.width // self.table.embedding_dim
 
     def share(self, shard: TableShard) -> float:
-        """Part of the table that a shard is."""
-        return shard.num_rows * shard.width / (self.table.num_embeddings * self.table.embedding_dim)
+        """Part of the block that a shard of it is."""
+        return shard.num_rows * shard.width / (self.table.num_embeddings * self.block.width)
+
+    def holds(self, shard: TableShard) -> bool:
+        """Whether a shard is part of the block."""
+        first, last = self.block.columns
+        return shard.table.name == self.table.name and first <= shard.columns[0] and shard.columns[1] <= last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +103,7 @@ def place(
 
     Everything is balanced by work first, since a rank's step time follows the bytes that it reads and sends, and by
     memory second. With as many towers as groups and no shared tables, tower ``t`` lies on group ``t``. Towers that
-    share a table lie on the same group, where its rows are.
+    share a table, or the same columns of it, lie on the same group, where its rows are.
 
     The rule ``"auto"`` leaves a table whole unless it has 1.25 times a seat's fair share of the group's work, or
     does not fit a rank's memory. Such a table is cut by columns where all its features are single-hot and the
@@ -97,7 +112,7 @@ def place(
 
     Args:
         costs: every table of the stage.
-        towers: features of each tower.
+        towers: entries of each tower's plan: features, or blocks of their columns.
         topology: hosts and ranks.
         sharding: ``"auto"``, a kind for every table that can be cut so, or a kind by table; those not named follow
             the rule.
@@ -107,12 +122,12 @@ def place(
         UserInputError: a table cannot be cut as asked, or the tables do not fit.
     """
     _check_sharding(sharding, costs, topology.num_seats)
-    owners = _towers_by_table(costs, towers)
-    units = _connected(owners, len(towers))
-    tower_groups = _place_units(units, costs, owners, topology.num_groups)
+    pieces = _pieces(costs, towers)
+    units = _connected([piece.towers for piece in pieces], len(towers))
+    tower_groups = _place_units(units, pieces, topology.num_groups)
     rank_shards: list[tuple[TableShard, ...]] = []
     for group in range(topology.num_groups):
-        mine = [cost for cost in costs if tower_groups[owners[cost.table.name][0]] == group]
+        mine = _blocks([piece.cost for piece in pieces if tower_groups[piece.towers[0]] == group])
         rank_shards += _cut_and_seat(mine, topology.num_seats, sharding, rank_memory_bytes)
     return Placement(tower_groups=tuple(tower_groups), rank_shards=tuple(rank_shards))
 
@@ -135,15 +150,15 @@ def _check_sharding(sharding: str | Mapping[str, str], costs: Sequence[TableCost
             raise UserInputError(f"{option}: {_ROWWISE}")
 
 
-_ROWWISE = (
-    "rowwise_adagrad keeps one accumulator for a whole row, so it would train differently on blocks of columns; "
-    "choose row_wise or table_wise, or the optimizer adagrad or sgd"
+_ONE_ACCUMULATOR = (
+    "rowwise_adagrad keeps one accumulator for a whole row, so it would train differently on blocks of columns"
 )
+_ROWWISE = f"{_ONE_ACCUMULATOR}; choose row_wise or table_wise, or the optimizer adagrad or sgd"
 
 
 def _obstacle(cost: TableCost, kind: str, num_seats: int) -> str:
     """Why a table cannot be cut this way; empty if it can."""
-    width, rows = cost.table.embedding_dim, cost.table.num_embeddings
+    width, rows = cost.block.width, cost.table.num_embeddings
     if kind in ("column_wise", "grid_shard"):
         if not cost.can_split_columns:
             return _ROWWISE
@@ -156,26 +171,67 @@ def _obstacle(cost: TableCost, kind: str, num_seats: int) -> str:
     return ""
 
 
-def _towers_by_table(costs: Sequence[TableCost], towers: Sequence[Sequence[str]]) -> dict[str, list[int]]:
-    tower_of = {name: index for index, names in enumerate(towers) for name in names}
-    return {c.table.name: sorted({tower_of[name] for name in c.table.feature_names}) for c in costs}
+@dataclass(frozen=True)
+class _Piece:
+    """Columns of a table that the same towers read.
+
+    Args:
+        cost: of these columns.
+        towers: which they are, in plan order.
+    """
+
+    cost: TableCost
+    towers: list[int]
 
 
-def _connected(owners: Mapping[str, Sequence[int]], num_towers: int) -> list[list[int]]:
+def _pieces(costs: Sequence[TableCost], towers: Sequence[Sequence[str]]) -> list[_Piece]:
+    """The tables, those that a plan cuts by columns in as many pieces."""
+    inputs = [(TowerInput.parse(entry), tower) for tower, entries in enumerate(towers) for entry in entries]
+    pieces = []
+    for cost in costs:
+        own = [(wanted, tower) for wanted, tower in inputs if wanted.feature in cost.table.feature_names]
+        bounds = {0, cost.table.embedding_dim, *(bound for wanted, _ in own for bound in wanted.columns or ())}
+        for columns in pairwise(sorted(bounds)):
+            readers = {t for wanted, t in own if wanted.overlaps(TowerInput(wanted.feature, columns))}
+            pieces.append(_Piece(replace(cost, columns=columns), sorted(readers)))
+    return pieces
+
+
+def _blocks(costs: Sequence[TableCost]) -> list[TableCost]:
+    """Pieces of one host group, those that adjoin as one.
+
+    Raises:
+        UserInputError: the optimiser cannot train a table's other columns elsewhere.
+    """
+    blocks: list[TableCost] = []
+    for cost in costs:
+        last = blocks[-1] if blocks else cost
+        if blocks and last.table.name == cost.table.name and last.block.columns[1] == cost.block.columns[0]:
+            blocks[-1] = replace(last, columns=(last.block.columns[0], cost.block.columns[1]))
+        else:
+            blocks.append(cost)
+    for cost in blocks:
+        if not cost.block.is_whole and not cost.can_split_columns:
+            raise UserInputError(
+                f"tower plan: it puts columns of table {cost.table.name!r} on several host groups, but "
+                f"{_ONE_ACCUMULATOR}; choose the optimizer adagrad, adam or sgd, or a plan without blocks of columns"
+            )
+    return blocks
+
+
+def _connected(owners: Sequence[Sequence[int]], num_towers: int) -> list[list[int]]:
     """Towers that must lie together, because they share tables."""
     unit_of = list(range(num_towers))
-    for sharing in owners.values():
+    for sharing in owners:
         joined = {unit_of[tower] for tower in sharing}
         unit_of = [min(joined) if unit in joined else unit for unit in unit_of]
     return [[t for t in range(num_towers) if unit_of[t] == unit] for unit in sorted(set(unit_of))]
 
 
-def _place_units(
-    units: Sequence[Sequence[int]], costs: Sequence[TableCost], owners: Mapping[str, Sequence[int]], num_groups: int
-) -> list[int]:
+def _place_units(units: Sequence[Sequence[int]], pieces: Sequence[_Piece], num_groups: int) -> list[int]:
     loads = []
     for unit in units:
-        own = [cost for cost in costs if owners[cost.table.name][0] in unit]
+        own = [piece.cost for piece in pieces if piece.towers[0] in unit]
         loads.append((sum(cost.work for cost in own), float(sum(cost.memory_bytes for cost in own))))
     homes = _least_loaded(loads, [(0.0, 0.0)] * num_groups)
     # Number the groups by their first unit, so that with one tower a group tower t lies on group t.
@@ -210,27 +266,33 @@ def _cut_and_seat(
     costs: Sequence[TableCost], num_seats: int, sharding: str | Mapping[str, str], limit: int | None
 ) -> list[tuple[TableShard, ...]]:
     """Shards of each seat of one host group."""
+    # By table: its blocks here, if the plan leaves several, are cut the same way.
     kinds = {cost.table.name: _kind(cost, costs, num_seats, sharding) for cost in costs}
     while True:
         seats = _seat(costs, kinds, num_seats)
         if limit is None:
             return seats
-        by_name = {cost.table.name: cost for cost in costs}
-        needed = [
-            sum(by_name[s.table.name].share(s) * by_name[s.table.name].memory_bytes for s in own) for own in seats
-        ]
+        needed = [_load(own, costs)[1] for own in seats]
         worst = max(range(num_seats), key=lambda s: needed[s])
         if needed[worst] <= limit:
             return seats
-        whole = [s.table.name for s in seats[worst] if kinds[s.table.name] == "table_wise"]
-        free = [n for n in whole if _rule_kind(by_name[n], num_seats) != "table_wise" and not _is_named(n, sharding)]
+        whole = [_cost_of(shard, costs) for shard in seats[worst] if kinds[shard.table.name] == "table_wise"]
+        free = [
+            cost
+            for cost in whole
+            if _rule_kind(cost, num_seats) != "table_wise" and not _is_named(cost.table.name, sharding)
+        ]
         if not free:
             raise UserInputError(
                 f"the tables need {needed[worst] / 2**30:.2f} GiB on a rank that has {limit / 2**30:.2f}; use more "
                 "ranks per host, more hosts, hosts_per_group, or smaller tables"
             )
-        largest = max(free, key=lambda n: by_name[n].memory_bytes)
-        kinds[largest] = _rule_kind(by_name[largest], num_seats)
+        largest = max(free, key=lambda cost: cost.memory_bytes)
+        kinds[largest.table.name] = _rule_kind(largest, num_seats)
+
+
+def _cost_of(shard: TableShard, costs: Sequence[TableCost]) -> TableCost:
+    return next(cost for cost in costs if cost.holds(shard))
 
 
 def _is_named(table: str, sharding: str | Mapping[str, str]) -> bool:
@@ -257,11 +319,11 @@ def _rule_kind(cost: TableCost, num_seats: int) -> str:
 
 def _seat(costs: Sequence[TableCost], kinds: Mapping[str, str], num_seats: int) -> list[tuple[TableShard, ...]]:
     fixed: list[list[TableShard]] = [[] for _ in range(num_seats)]
-    movable: list[tuple[TableCost, TableShard]] = []
+    movable: list[TableShard] = []
     for cost in costs:
-        kind, whole = kinds[cost.table.name], TableShard.whole(cost.table)
+        kind, whole = kinds[cost.table.name], cost.block
         if kind == "column_wise":
-            movable += [(cost, shard) for shard in cut_columns(whole, num_seats)]
+            movable += cut_columns(whole, num_seats)
         elif kind in ("row_wise", "grid_shard"):
             blocks = cut_columns(whole, 2) if kind == "grid_shard" else [whole]
             per_block = num_seats // len(blocks)
@@ -269,19 +331,18 @@ def _seat(costs: Sequence[TableCost], kinds: Mapping[str, str], num_seats: int) 
                 for seat, shard in enumerate(cut_rows(block, per_block)):
                     fixed[first * per_block + seat].append(shard)
         else:
-            movable.append((cost, whole))
-    by_name = {cost.table.name: cost for cost in costs}
-    bins = [_load([(by_name[s.table.name], s) for s in own]) for own in fixed]
-    choice = _least_loaded([_load([m]) for m in movable], bins, [cost.table.name for cost, _ in movable])
-    for (_, shard), seat in zip(movable, choice, strict=True):
+            movable.append(whole)
+    names = [shard.table.name for shard in movable]
+    choice = _least_loaded([_load([s], costs) for s in movable], [_load(own, costs) for own in fixed], names)
+    for shard, seat in zip(movable, choice, strict=True):
         fixed[seat].append(shard)
-    order = [cost.table.name for cost in costs]
+    order = list(dict.fromkeys(cost.table.name for cost in costs))
     return [tuple(sorted(own, key=lambda s: (order.index(s.table.name), s.columns))) for own in fixed]
 
 
-def _load(shards: Sequence[tuple[TableCost, TableShard]]) -> Load:
-    work = sum(cost.work * cost.share(shard) for cost, shard in shards)
-    return (work, sum(cost.memory_bytes * cost.share(shard) for cost, shard in shards))
+def _load(shards: Sequence[TableShard], costs: Sequence[TableCost]) -> Load:
+    shares = [(cost, cost.share(shard)) for shard in shards for cost in [_cost_of(shard, costs)]]
+    return (sum(cost.work * share for cost, share in shares), sum(cost.memory_bytes * share for cost, share in shares))
 
 
 def cut_rows(shard: TableShard, num_blocks: int) -> list[TableShard]:

@@ -126,7 +126,7 @@ class SpttStage(ShardedStage):
         self._across = hop("embeddings_peer", peers, self.groups.peers)
         self.id_distribution = IdDistribution(
             schema=stage.schema,
-            towers=stage.plan.towers,
+            towers=[[feature.name for feature in own] for own in stage.tower_features],
             placement=self.placement,
             topology=self.topology,
             rank=rank,
@@ -142,25 +142,23 @@ class SpttStage(ShardedStage):
         )
 
     def _make_towers(self, stage: TowerStage) -> None:
-        own = self.placement.group_towers(self.group)
-        self.towers = nn.ModuleDict({str(tower): stage.towers[tower] for tower in own})
-        features = [stage.tower_features[tower] for tower in own]
+        towers = self.placement.group_towers(self.group)
+        self.towers = nn.ModuleDict({str(tower): stage.towers[tower] for tower in towers})
+        features = [stage.tower_features[tower] for tower in towers]
         self._mean_pooling = tower_mean_pooling(features)
-        self._tower_shapes = [stage.tower_shapes[tower] for tower in own]
-        self._tower_sizes = [len(names) for names in features]
+        self._tower_shapes = [stage.tower_shapes[tower] for tower in towers]
+        self._tower_sizes = [len(own) for own in features]
         members = self.topology.members(group=self.group)
         seats = [
             [ColumnBlock(name, *shard.columns) for name, shard in self.placement.lookups(member)] for member in members
         ]
         self._seat_widths = [sum(block.width for block in blocks) for blocks in seats]
-        self._route_inside = ColumnRoute(
-            seats, [[ColumnBlock(f.name, 0, f.table.embedding_dim) for f in inputs] for inputs in features]
-        )
+        self._route_inside = ColumnRoute(seats, [[feature.block for feature in own] for own in features])
         outputs = [ColumnBlock(str(t), 0, m.out_features * m.out_dim) for t, m in enumerate(stage.tower_modules)]
         by_group = [self.placement.group_towers(group) for group in range(self.topology.num_groups)]
-        self._group_outputs = [sum(stage.tower_modules[t].out_features for t in towers) for towers in by_group]
+        self._group_outputs = [sum(stage.tower_modules[t].out_features for t in group) for group in by_group]
         self._route_across = ColumnRoute(
-            [[outputs[tower] for tower in towers] for towers in by_group],
+            [[outputs[tower] for tower in group] for group in by_group],
             [outputs],
             gradient_scale=1 / self.topology.world_size,
         )

@@ -60,7 +60,7 @@ class StageShape:
 
     Args:
         schema: the data's columns.
-        towers: features of each tower.
+        towers: features that each tower reads, all or some columns of them.
         tower_outputs: O_t of each tower.
         out_dim: D.
         tower_bytes: bytes of each tower module's parameters.
@@ -82,9 +82,10 @@ class StageShape:
         return FLOAT_BYTES * self.schema.weighted
 
     def group_features(self, placement: Placement, group: int) -> list[CategoricalFeature]:
-        """Features of a host group's towers."""
+        """Features of a host group's towers, each once."""
         by_name = {feature.name: feature for feature in self.schema.categorical}
-        return [by_name[name] for tower in placement.group_towers(group) for name in self.towers[tower]]
+        names = dict.fromkeys(name for tower in placement.group_towers(group) for name in self.towers[tower])
+        return [by_name[name] for name in names]
 
     def mean_ids(self, lookups: Sequence[tuple[str, TableShard]]) -> float:
         """Expected ids a sample that a rank with these lookups is sent: of a block of rows, the block's share."""
