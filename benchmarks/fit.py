@@ -7,10 +7,8 @@ run reports of itself. The seed sets the initial weights and the order of the da
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from common import heading, publish
 
 STRATEGIES = {
     "single": ["--trainer.strategy", "auto", "--trainer.devices", "1"],
@@ -45,16 +43,6 @@ def run(config: str, strategy: str, seed: int, options: list[str]) -> dict[str, 
     return summary | {"seconds": time.perf_counter() - started}
 
 
-def hardware() -> str:
-    """Processor, cores and library versions."""
-    model = "unknown processor"
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{model}, {os.cpu_count()} cores, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a configuration of `dmt fit`")
@@ -70,12 +58,8 @@ def main() -> None:
             auc = summaries[-1]["metrics"]["test/auroc"]
             print(f"seed {seed} {strategy}: test AUC {auc:.4f}, {summaries[-1]['seconds']:.0f} s", file=sys.stderr)
 
-    command = " ".join(["python", *sys.argv])
     lines = [
-        f"# {' '.join([arguments.config, *options])} over {arguments.seeds} seeds",
-        "",
-        f"{datetime.date.today()}, {hardware()}. Command: `{command}`",
-        "",
+        *heading(f"{' '.join([arguments.config, *options])} over {arguments.seeds} seeds"),
         "| strategy | ranks | test AUC, each seed | median | test NE, median | steps | seconds, median |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -89,11 +73,7 @@ def main() -> None:
             f"| {strategy} | {layout['ranks']} | {each} | {statistics.median(aucs):.4f} | {entropy:.4f} | "
             f"{summaries[0]['steps']} | {seconds:.0f} |"
         )
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
+    publish(lines, arguments.output)
 
 
 if __name__ == "__main__":

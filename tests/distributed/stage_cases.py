@@ -224,6 +224,8 @@ def check_case(
         stage.zero_grad()
         if prefetch and step + 1 < steps:
             stage.prefetch(mine[step + 1], loader=mine)
+            if rng.random() < 0.2:  # as where an epoch is cut short
+                stage.forget_prefetched(mine)
         own = slice(start, start + sizes[rank])
         pending = stage.start(mine[step])
         output = pending.wait()

@@ -11,10 +11,10 @@ from tests.distributed.training_cases import Run, load_state
 VALIDATED = {"val_check_interval": 2, "limit_val_batches": 1, "num_sanity_val_steps": 1}
 
 
-def pair(folder: Path, name: str, **settings: Any) -> list[Run]:
+def pair(folder: Path, name: str, strategy: str = "sptt", **settings: Any) -> list[Run]:
     """The same run with overlap and without."""
     return [
-        Run(strategy="sptt", ranks_per_host=2, save=folder / f"{name}_{on}.ckpt", options={"overlap": on}, **settings)
+        Run(strategy=strategy, ranks_per_host=2, save=folder / f"{name}_{on}.ckpt", options={"overlap": on}, **settings)
         for on in (True, False)
     ]
 
@@ -25,6 +25,7 @@ def test_overlap_changes_no_number(tmp_path: Path) -> None:
     runs = [
         *pair(tmp_path, "validated", max_steps=9, limits=VALIDATED),
         *pair(tmp_path, "cut", max_steps=9, limits={"limit_train_batches": 3}),
+        *pair(tmp_path, "flat", "torchrec", max_steps=9, limits=VALIDATED),
     ]
     results = train(4, runs)
     for index in range(0, len(runs), 2):

@@ -2,11 +2,13 @@
 
 import os
 import random
+from pathlib import Path
 
 import pytest
 
 from tests.distributed.harness import run_ranks
-from tests.distributed.stage_cases import all_state_shapes, check_many, plain_state_shapes
+from tests.distributed.stage_cases import KINDS, OPTIMIZERS, all_state_shapes, check_many, plain_state_shapes
+from tests.distributed.strategy_cases import check_optimizers, check_precision
 
 # Cases a layout: 10 x 20 = 200 and more with DMT_STAGE_CASES=20.
 NUM_CASES = int(os.environ.get("DMT_STAGE_CASES", "5"))
@@ -21,6 +23,22 @@ def test_sptt_equals_plain_torch(hosts: int, ranks_per_host: int, hosts_per_grou
     arguments = (ranks_per_host, hosts_per_group, seed, NUM_CASES, 5)
     checked = run_ranks(check_many, world_size=hosts * ranks_per_host, args=arguments, timeout_s=60 + 20 * NUM_CASES)
     assert set(checked) == {NUM_CASES}
+
+
+@pytest.mark.parametrize("ranks_per_host", [2, 4])
+def test_every_optimizer_equals_the_plain_stage_and_checkpoints_move_between_shardings(
+    tmp_path: Path, ranks_per_host: int
+) -> None:
+    seed = random.SystemRandom().randrange(2**31)
+    arguments = ("sptt", ranks_per_host, (*OPTIMIZERS, "adam"), KINDS, str(tmp_path), seed)
+    [checked, *_] = run_ranks(check_optimizers, world_size=4, args=arguments)
+    assert len(checked) == 3 * 5 + 3  # row-wise Adagrad has no blocks of columns
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_precision_costs_its_own_rounding(precision: str) -> None:
+    seed = random.SystemRandom().randrange(2**31)
+    run_ranks(check_precision, world_size=4, args=("sptt", ("table_wise", "row_wise"), precision, seed))
 
 
 def test_ranks_together_hold_the_plain_stages_state() -> None:

@@ -100,7 +100,7 @@ class ShardedStage(Stage):
         if sum(underway.loader is loader for underway in self._ahead) > 1:
             # The batch before the current one never came.
             self._can_prefetch = False
-            self._ahead = []
+            self._drop(self._ahead)
             rank_zero_warn(
                 "overlap: batches reach the tower stage changed, so their ids cannot be sent ahead of time; leave "
                 "batch.sparse_features as the loader made it, or give the strategy overlap=False"
@@ -115,7 +115,12 @@ class ShardedStage(Stage):
 
     def forget_prefetched(self, loader: object) -> None:
         """Drop a loader's batches that no forward pass will have; every rank calls it at the same point."""
-        self._ahead = [underway for underway in self._ahead if underway.loader is not loader]
+        self._drop([underway for underway in self._ahead if underway.loader is loader])
+
+    def _drop(self, unwanted: list[_Underway]) -> None:
+        for underway in unwanted:
+            underway.finish()  # a message that nobody takes delivery of would block those behind it
+        self._ahead = [underway for underway in self._ahead if underway not in unwanted]
 
     def start(self, features: KeyedJaggedTensor) -> Pending:
         distributed = self._take(features).finish()
