@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ def _rows(summary: RunSummary) -> dict[str, str]:
     """What the table says of a run, by row name."""
     description, layout = summary.description, summary.description["layout"]
     hosts = layout["ranks"] // layout["ranks_per_host"]
+    # Summaries of before these were options lack them: all was whole tables and float32 then.
+    kinds = Counter(table["sharding"] for table in description.get("tables", []))
+    precisions = [layout.get(f"{way}_precision", "fp32") for way in ("forward", "backward")]
     rate = summary.samples_per_second
     return {
         "test AUC": f"{summary.metrics['test/auroc']:.4f}",
@@ -98,6 +102,8 @@ def _rows(summary: RunSummary) -> dict[str, str]:
         "MFLOPs per sample": f"{description['mflops_per_sample']:.3f}",
         "strategy": layout["strategy"],
         "hosts x ranks per host": f"{hosts} x {layout['ranks_per_host']}",
+        "tables": "\n".join(f"{number} {kind}" for kind, number in kinds.items()),
+        "embeddings, gradients between hosts": ", ".join(precisions),
         "MB to other hosts, per rank and step": f"{description['bytes_per_iteration']['cross_host'] / 1e6:.3f}",
         "training samples per second": "" if rate is None else f"{rate:,.0f}",
     }
