@@ -296,7 +296,8 @@ def _layout_line(layout: dict[str, Any]) -> str:
     parts.append(f"global batch {layout['global_batch_size']:,}")
     precisions = layout["forward_precision"], layout["backward_precision"]
     if precisions != ("fp32", "fp32"):
-        parts.append("{} forward and {} backward between hosts".format(*precisions))
+        where = "between host groups" if layout["strategy"] == "sptt" else "for embeddings"
+        parts.append(f"{precisions[0]} forward and {precisions[1]} backward {where}")
     return ", ".join(parts)
 
 

@@ -24,7 +24,9 @@ from dmt.errors import UserInputError
 from dmt.modules import ClickModel, click_metrics
 from dmt.modules.limits import check_trainer
 from dmt.report import RunSummary
-from dmt.strategies import Topology, TowerCheckpointIO, TowerStrategy
+from dmt.strategies import SpttStrategy, Topology, TorchRecStrategy, TowerCheckpointIO, TowerStrategy
+
+_STRATEGY_CLASSES = {strategy.__name__: strategy.strategy_name for strategy in (SpttStrategy, TorchRecStrategy)}
 
 
 class DmtCLI(LightningCLI):
@@ -75,6 +77,9 @@ class DmtCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that reads checkpoints of any layout, and whose strategy knows the ranks per host."""
         name = self._get(self.config_init, "trainer.strategy")
+        if isinstance(name, str):
+            # A class without options is a mere name to the parser.
+            name = kwargs["strategy"] = _STRATEGY_CLASSES.get(name.rpartition(".")[2], name)
         known = ["auto", *StrategyRegistry.available_strategies()]
         if isinstance(name, str) and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -167,7 +172,7 @@ class DmtCLI(LightningCLI):
         self._check_torchrun()
         if int(os.environ.get("LOCAL_RANK", "0")) != 0:
             return
-        self._check_layout()
+        self.check_layout()
         checkpoint = self._get(self.config_init, "ckpt_path")
         if checkpoint not in (None, "best", "last", "hpc", "registry"):
             _check_checkpoint(Path(checkpoint))
@@ -194,7 +199,8 @@ class DmtCLI(LightningCLI):
                 on_every_rank=True,
             )
 
-    def _check_layout(self) -> None:
+    def check_layout(self) -> None:
+        """Raise :class:`UserInputError` for ranks, hosts and Trainer options that do not go together."""
         strategy = self.trainer.strategy
         num_ranks = self.trainer.num_devices * self.trainer.num_nodes
         if isinstance(strategy, TowerStrategy):
@@ -248,6 +254,9 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     # Our loaders keep the data's order, so predictions need no indices.
     warnings.filterwarnings("ignore", message=".*infer the batch indices.*")
+    # Lightning says of a test that the folder of its checkpoint is not that of the run.
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
+    logging.getLogger("torchrec.distributed.comm").setLevel(logging.ERROR)  # lists its process groups as warnings
     # TorchRec's row-wise sharding calls torch 2.13's collectives by their old names.
     warnings.filterwarnings("ignore", message=r".torch\.distributed\.\w+_tensor. is deprecated")
     # torchrec asks torch a question in a way that torch comments on, once a process.
@@ -271,6 +280,12 @@ def _parsed(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
             "Given value",
         )
         lines = [line.strip() for line in str(error).splitlines()]
+        for name, strategy in _STRATEGY_CLASSES.items():
+            if any(line.endswith(f"Expected a dot import path string: {strategy}") for line in lines):
+                raise UserInputError(
+                    f"trainer.strategy={strategy} takes options under the name of its class only; give "
+                    f"--trainer.strategy {name} before them"
+                ) from error
         told = " ".join(line for line in lines if line and not line.startswith(noise))
         raise UserInputError(f"{told}; see dmt {arguments[0]} --help") from error
     except ValueError as error:
@@ -291,6 +306,7 @@ def run_trainer(arguments: list[str]) -> None:
 def run_describe(arguments: list[str]) -> None:
     """``dmt describe``."""
     cli = _parsed(_DescribeCLI, arguments, run=False)
+    cli.check_layout()
     cli.datamodule.prepare_data()
     description = cli.description()
     if cli.config.json:

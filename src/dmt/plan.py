@@ -130,10 +130,12 @@ class TowerPlan:
         """
         num_blocks = -(-num_towers // len(features))
         if num_towers < 1 or embedding_dim % (4 * num_blocks):
+            possible = [k for k in range(1, embedding_dim // 4 + 1) if embedding_dim % (4 * k) == 0]
+            ranges = [f"{len(features) * (k - 1) + 1} to {len(features) * k}" for k in possible]
             raise UserInputError(
-                f"num_towers={num_towers}: {len(features)} features would be cut into {num_blocks} blocks of columns, "
-                f"which must be a multiple of 4 wide, and {embedding_dim} columns are not {num_blocks} such blocks; "
-                f"choose at most {len(features)} towers, or another embedding_dim"
+                f"num_towers={num_towers}: {len(features)} features would be cut into {num_blocks} blocks of columns "
+                f"each, and {embedding_dim} columns are not {num_blocks} even blocks of a multiple of 4; choose "
+                f"{' or '.join(ranges)}, or another embedding_dim"
             )
         width = embedding_dim // num_blocks
         entries = [f"{name}[{i * width}:{(i + 1) * width}]" for i in range(num_blocks) for name in features]
@@ -154,8 +156,9 @@ class TowerPlan:
             )
         unknown = [name for name in self.feature_names if name not in features]
         if unknown:
+            hint = " (blocks of columns are written name[0:8])" if any("[" in name for name in unknown) else ""
             raise UserInputError(
-                f"tower plan: the data has no categorical column {', '.join(map(repr, unknown))}; its columns "
+                f"tower plan: the data has no categorical column {', '.join(map(repr, unknown))}{hint}; its columns "
                 f"are {', '.join(features)}"
             )
 

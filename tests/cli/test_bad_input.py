@@ -11,6 +11,8 @@ import dmt.lightning_cli  # noqa: F401
 from dmt.cli import main
 
 QUICK = ["--config", "configs/quickstart.yaml"]
+SPTT = ["--trainer.strategy", "SpttStrategy"]
+FLAT = ["--trainer.strategy", "dmt.strategies.TorchRecStrategy"]
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +70,7 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ([*QUICK, "--data.nam", "3"], ["'nam' is not accepted"]),
         ([*QUICK, "--model.num_towers", "x"], ["model.num_towers", "int", "x"]),
         ([*QUICK, "--model.num_towers", "0"], ["num_towers=0", "between 1 and 16"]),
-        ([*QUICK, "--model.num_towers", "65"], ["num_towers=65", "at most 16 towers"]),
+        ([*QUICK, "--model.num_towers", "65"], ["num_towers=65", "1 to 16 or 17 to 32 or 49 to 64"]),
         ([*QUICK, "--model.plan", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
         ([*QUICK, "--model.embedding_dim", "6"], ["embedding_dim=6", "multiple of 4", "8"]),
         ([*QUICK, "--model.tower.out_dim", "0"], ["out_dim=0", "positive"]),
@@ -85,6 +87,22 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
             [*QUICK, "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"],
             ["EMAWeightAveraging", "lr_scheduler"],
         ),
+        ([*QUICK, "--trainer.strategy.sharding", "row_wise"], ["strategy=sptt", "--trainer.strategy SpttStrategy"]),
+        ([*QUICK, *SPTT, "--trainer.strategy.sharding", "diagonal"], ["sharding=diagonal", "choose auto"]),
+        ([*QUICK, *SPTT, "--trainer.strategy.sharding", "grid_shard"], ["sharding=grid_shard", "here are 2"]),
+        ([*QUICK, *SPTT, "--trainer.strategy.sharding.c99", "row_wise"], ["sharding c99=row_wise", "no such table"]),
+        ([*QUICK, *SPTT, "--trainer.strategy.hosts_per_group", "3"], ["hosts_per_group=3", "choose one of 1, 2"]),
+        ([*QUICK, *SPTT, "--trainer.strategy.forward_precision", "fp8"], ["forward_precision", "int8", "fp8"]),
+        ([*QUICK, *FLAT, "--trainer.strategy.hosts_per_group", "2"], ["hosts_per_group=2", "choose sptt"]),
+        (
+            [*QUICK, *FLAT, "--trainer.strategy.sharding", "grid_shard"],
+            ["sharding=grid_shard", "choose one of planner"],
+        ),
+        (
+            [*QUICK, *FLAT, "--trainer.strategy.sharding", "row_wise", "--trainer.strategy.forward_precision", "int8"],
+            ["int8", "row_wise", "bf16"],
+        ),
+        ([*QUICK, *FLAT, "--model.embedding_optimizer.name", "adam"], ["adam", "sptt"]),
         ([*QUICK, "--trainer.strategy", "auto"], ["strategy=auto", "4 ranks", "sptt"]),
         ([*QUICK, "--trainer.precision", "64-true"], ["precision=64-true", "bf16-mixed"]),
         ([*QUICK, "--trainer.devices", "0"], ["devices", "0"]),
@@ -96,6 +114,18 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 def test_wrong_options(options: list[str], told: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     line = refused(["fit", *options], capfd)
     assert all(part in line for part in told), line
+
+
+def test_describe_refuses_what_fit_refuses(capfd: pytest.CaptureFixture[str]) -> None:
+    options = [*QUICK, *FLAT, "--trainer.strategy.hosts_per_group", "2"]
+    assert refused(["describe", *options], capfd) == refused(["fit", *options], capfd)
+
+
+def test_a_strategy_may_be_named_by_its_class(capfd: pytest.CaptureFixture[str]) -> None:
+    main(["describe", *QUICK, "--json", *SPTT])
+    by_class = capfd.readouterr().out
+    main(["describe", *QUICK, "--json"])
+    assert by_class == capfd.readouterr().out
 
 
 def test_a_torchrun_of_another_size(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

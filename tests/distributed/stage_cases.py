@@ -282,9 +282,7 @@ def blocks_of(part: TensorShard) -> list[tuple[int, int]]:
 
 def draw_options(case: Case, topology: Topology, rng: random.Random) -> dict[str, Any]:
     """How tables are cut: one kind for all, or one by table where it can be."""
-    if rng.random() < 0.6:
-        return {"sharding": rng.choice(KINDS)}
-    seats, by_table = topology.num_seats, {}
+    seats, possible = topology.num_seats, {}
     for feature in case.schema.categorical:
         width = case.table_dims.get(feature.table, case.embedding_dim)
         kinds = ["auto", "table_wise"]
@@ -293,8 +291,10 @@ def draw_options(case: Case, topology: Topology, rng: random.Random) -> dict[str
         kinds += (
             ["grid_shard"] if width >= 8 and seats % 2 == 0 and seats > 3 and feature.num_embeddings >= seats else []
         )
-        by_table[feature.table] = rng.choice(kinds)
-    return {"sharding": by_table}
+        possible[feature.table] = kinds
+    if rng.random() < 0.6:
+        return {"sharding": rng.choice([kind for kind in KINDS if any(kind in kinds for kinds in possible.values())])}
+    return {"sharding": {table: rng.choice(kinds) for table, kinds in possible.items()}}
 
 
 def check_many(ranks_per_host: int, hosts_per_group: int, seed: int, num_cases: int, steps: int) -> int:

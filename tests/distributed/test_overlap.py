@@ -30,11 +30,8 @@ def test_overlap_changes_no_number(tmp_path: Path) -> None:
     results = train(4, runs)
     for index in range(0, len(runs), 2):
         ahead, plain = runs[index], runs[index + 1]
-        for mine, wanted in zip(results[index], results[index + 1], strict=True):
-            ids = {key: mine["sent"].pop(key) - wanted["sent"].pop(key) for key in [*wanted["sent"]] if "ids" in key[0]}
-            assert mine == wanted
-            # Ids that went ahead are not sent again. Only those that were ahead when a loop ended were not used.
-            assert all(more > 0 if index == 0 else more == 0 for more in ids.values()), ids
+        # Bytes too: ids that went ahead are not sent again, and none go ahead that no step will have.
+        assert results[index] == results[index + 1]
         states = load_state(ahead.save), load_state(plain.save)
         for name, tensor in states[1].items():
             assert torch.equal(states[0][name], tensor), name  # the same operations, only earlier

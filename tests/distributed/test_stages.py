@@ -30,9 +30,10 @@ def test_every_optimizer_equals_the_plain_stage_and_checkpoints_move_between_sha
     tmp_path: Path, ranks_per_host: int
 ) -> None:
     seed = random.SystemRandom().randrange(2**31)
-    arguments = ("sptt", ranks_per_host, (*OPTIMIZERS, "adam"), KINDS, str(tmp_path), seed)
+    kinds = [kind for kind in KINDS if kind != "grid_shard" or ranks_per_host == 4]
+    arguments = ("sptt", ranks_per_host, (*OPTIMIZERS, "adam"), kinds, str(tmp_path), seed)
     [checked, *_] = run_ranks(check_optimizers, world_size=4, args=arguments)
-    assert len(checked) == 3 * 5 + 3  # row-wise Adagrad has no blocks of columns
+    assert len(checked) == 3 * len(kinds) + 3  # row-wise Adagrad has no blocks of columns
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])

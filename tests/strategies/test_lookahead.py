@@ -32,10 +32,14 @@ class Numbers:
         self.at = state
 
 
-def watched(loader: Any) -> tuple[Any, list[Any]]:
+def watched(loader: Any, *, wanted: float = float("inf")) -> tuple[Any, list[Any]]:
     log: list[Any] = []
-    ahead = look_ahead(loader, prepare=lambda b: (log.append(f"draw {b}"), b)[1], begin=lambda: log.append("begin"))
-    return ahead, log
+
+    def begin() -> float:
+        log.append("begin")
+        return wanted
+
+    return look_ahead(loader, prepare=lambda b: (log.append(f"draw {b}"), b)[1], begin=begin), log
 
 
 def test_each_batch_is_drawn_while_the_one_before_is_out() -> None:
@@ -44,6 +48,16 @@ def test_each_batch_is_drawn_while_the_one_before_is_out() -> None:
         log.append(f"use {batch}")
     assert log == ["begin", "draw 1", "draw 2", "use 1", "draw 3", "use 2", "use 3"]
     assert len(ahead) == 3 and list(ahead) == [1, 2, 3]
+
+
+def test_nothing_is_drawn_ahead_of_what_is_wanted() -> None:
+    """Where an epoch is cut short, some ranks' loaders may end there and others' go on."""
+    ahead, log = watched([1, 2, 3, 4], wanted=2)
+    batches = iter(ahead)
+    assert [next(batches), next(batches)] == [1, 2]
+    assert log == ["begin", "draw 1", "draw 2"]
+    assert list(batches) == [3, 4]  # who asks for more gets it
+    assert list(watched([1, 2], wanted=0)[0]) == [1, 2]
 
 
 def test_a_position_counts_what_was_handed_over() -> None:

@@ -395,6 +395,19 @@ def test_tables_that_do_not_fit_a_rank_are_cut_though_their_work_is_fair() -> No
     assert kinds_by_rule(costs, rank_memory_bytes=4 * GIB) == {"a": "table_wise", "b": "table_wise"}
 
 
+def test_what_columns_cannot_make_small_enough_goes_by_rows() -> None:
+    table = cost("t", rows=8000, dim=8)  # two blocks of columns at most
+    limit = table.memory_bytes // 4
+    placement = place([table], [["t"]], Topology(world_size=8, ranks_per_host=8), rank_memory_bytes=limit)
+    assert [[s.num_rows for s in own] for own in placement.rank_shards] == [[1000]] * 8
+
+
+def test_a_kind_that_no_table_can_have_is_refused() -> None:
+    topology = Topology(world_size=2, ranks_per_host=2)
+    with pytest.raises(UserInputError, match=r"^sharding=grid_shard: no table can be cut so: a grid needs 4"):
+        place([cost("t")], [["t"]], topology, sharding="grid_shard")
+
+
 def test_the_optimizers_state_counts_as_memory() -> None:
     costs = [cost("a", rows=GIB // 64, dim=16, state=16), cost("b", rows=10, dim=16)]
     assert kinds_by_rule(costs, rank_memory_bytes=3 * GIB // 2)["a"] == "column_wise"

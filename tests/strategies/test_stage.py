@@ -8,6 +8,7 @@ import torch
 
 from dmt.errors import UserInputError
 from dmt.modules import EmbeddingOptimizer, PassThrough, TowerStage, deferred_tables
+from dmt.modules.towers import TowerFactory
 from dmt.plan import TowerPlan
 from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies.flat import FlatStage
@@ -21,6 +22,7 @@ def make_stage(
     names: Sequence[str] = ("f0", "f1", "f2"),
     tables: Sequence[str] = ("", "", ""),
     optimizer: Any = "rowwise_adagrad",
+    tower: TowerFactory = PassThrough,
 ) -> TowerStage:
     """A stage of which the second feature holds several ids, in towers of the last feature and of the others."""
     names = names[: len(rows)]
@@ -35,7 +37,7 @@ def make_stage(
             schema=FeatureSchema(categorical=features),
             plan=TowerPlan(towers=[tower for tower in (names[-1:], names[:-1]) if tower]),
             embedding_dim=8,
-            tower=PassThrough,
+            tower=tower,
             optimizer=EmbeddingOptimizer(name=optimizer),
         )
 

@@ -72,7 +72,8 @@ class BagOrder(nn.Module):
         self.check(features)
         self.order = self.order.to(features.device())
         batch_size = features.stride()
-        ids, weights = features.values(), features.weights_or_none()
+        ids, weights = features.values().contiguous(), features.weights_or_none()
+        weights = None if weights is None else weights.float().contiguous()
         if self.single_hot:
             if not self.is_identity:
                 ids = self._pick_single(ids, batch_size)

@@ -205,6 +205,10 @@ class FusedEmbeddingBags(nn.Module):
             self._allocate(self.device)
 
     def _allocate(self, device: torch.device) -> None:
+        for shard in self.shards:
+            check_kernel_size(
+                shard.table.name, (shard.num_rows, shard.width), optimizer=self.optimizer, device_type=device.type
+            )
         kernel = _make_kernel(self.shards, self.optimizer, device)
         self._kernel.append(kernel)
         for index, (shard, weight) in enumerate(zip(self.shards, kernel.weights, strict=True)):
@@ -293,6 +297,29 @@ class FusedEmbeddingBags(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{_shard_name(shard)}: {shard.num_rows}x{shard.width}" for shard in self.shards)
+
+
+def check_kernel_size(table: str, size: tuple[int, int], *, optimizer: EmbeddingOptimizer, device_type: str) -> None:
+    """Raise where FBGEMM would update other rows than were looked up.
+
+    fbgemm-gpu 1.8.0's row-wise Adagrad on the CPU counts bytes from a table's start in 32 bits.
+
+    Args:
+        table: its name.
+        size: rows and columns that one rank holds of it.
+        optimizer: how they are updated.
+        device_type: ``cpu`` or ``cuda``.
+
+    Raises:
+        UserInputError: they are more than 4 GiB of weights.
+    """
+    num_rows, width = size
+    if optimizer.name == "rowwise_adagrad" and device_type == "cpu" and 4 * num_rows * width > 2**32:
+        raise UserInputError(
+            f"table {table!r}: {num_rows} rows of {width} columns on one rank are more than 4 GiB, which FBGEMM's "
+            "rowwise_adagrad cannot address on the CPU; cut it by rows over more ranks (sharding row_wise), or choose "
+            "the optimizer adagrad"
+        )
 
 
 def _check_shard(shard: TableShard, optimizer: EmbeddingOptimizer) -> None:

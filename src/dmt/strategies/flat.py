@@ -18,7 +18,7 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dmt.modules.columns import ColumnBlock, ColumnRoute
-from dmt.modules.embeddings import initialize_rows, momentum_name, weight_name
+from dmt.modules.embeddings import check_kernel_size, initialize_rows, momentum_name, weight_name
 from dmt.modules.shards import ShardedState, TensorShard, copy_into_shards
 from dmt.modules.stage import Pending, TowerStage, run_towers, tower_modules
 from dmt.strategies.collectives import PendingSizes
@@ -30,6 +30,7 @@ from dmt.strategies.flat_sharding import (
     flat_tables,
     host_groups,
     plan_kinds,
+    plan_placement,
     same_plan_on_all_ranks,
 )
 from dmt.strategies.stage import Distributed, Distribution, ShardedStage
@@ -120,6 +121,11 @@ class FlatStage(ShardedStage):
         # The planner measures nothing, but need not come to the same plan everywhere.
         self.torchrec_plan = same_plan_on_all_ranks(find) if sharding == "planner" else find()
         self._heed_rows(stage)
+        placed = plan_placement(self.torchrec_plan, tables.costs, self.topology)
+        for shard in (shard for shards in placed.rank_shards for shard in shards):
+            size = (shard.num_rows, shard.width)
+            optimizer, device_type = stage.embeddings.optimizer, self.device.type
+            check_kernel_size(shard.table.name, size, optimizer=optimizer, device_type=device_type)
         assert dist.group.WORLD is not None
         with host_groups(self.topology):
             env = ShardingEnv.from_process_group(dist.group.WORLD)

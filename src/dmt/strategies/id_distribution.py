@@ -21,7 +21,7 @@ from dmt.modules.bags import BagOrder, Bags
 from dmt.modules.shards import TableShard
 from dmt.schema import FeatureSchema
 from dmt.strategies.collectives import Hop, PendingSizes
-from dmt.strategies.id_wire import IdMessages, IdWire, wire_dtype
+from dmt.strategies.id_wire import IdMessages, IdWire, narrowed, wire_dtype
 from dmt.strategies.placement import Placement
 from dmt.strategies.segments import Segments
 from dmt.strategies.stage import Distributed
@@ -163,6 +163,15 @@ class IdDistribution:
                 "lie in [0, num_embeddings)"
             )
 
+    def _check_single_hot(self, counts: Sequence[int], batch_size: int) -> None:
+        """Raise for a single-hot feature with another number of ids: on a GPU nobody has looked at them before."""
+        for row, name in enumerate(self._sent):
+            if row not in self._multi_rows and counts[row] != batch_size:
+                raise UserInputError(
+                    f"batch: {counts[row]} ids of {name!r} for {batch_size} samples, but it is single-hot; mark it as "
+                    "multi_hot in the schema"
+                )
+
     # First hop: to the peer in each group.
 
     def _to_peers(self, bags: Bags, batch_sizes: list[int]) -> Generator[None, None, Segments]:
@@ -172,7 +181,7 @@ class IdDistribution:
         bag_counts = [size for size in peer_sizes for _ in range(num_features)]
         if self.hops.peer_ids.is_local:
             lengths = None if bags.lengths is None or not self._own_multi_rows else bags.lengths.reshape(-1)
-            return Segments(bags.ids.to(self.id_dtype), lengths, bags.weights, bag_counts)
+            return Segments(narrowed(bags.ids, self.id_dtype), lengths, bags.weights, bag_counts)
         lengths = None
         sent_counts = [bags.batch_size] * len(self._sent)
         if bags.lengths is not None:
@@ -182,6 +191,7 @@ class IdDistribution:
                 receive_sizes=[len(self._own_multi_rows) * size for size in peer_sizes],
             )
             sent_counts = bags.lengths.sum(1).tolist()
+            self._check_single_hot(sent_counts, bags.batch_size)
             yield
             received_lengths = flying.wait()
             lengths = self._filled_lengths(received_lengths, peer_sizes) if self._own_multi_rows else None

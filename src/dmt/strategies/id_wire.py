@@ -18,11 +18,21 @@ def wire_dtype(num_embeddings: int, *, device_type: str) -> torch.dtype:
     """The type that ids of a table travel in between hosts.
 
     On a GPU no less than int32: to refuse an id that would wrap in a narrower type is to look at it, which would wait
-    for the device; in int32 it stays what it is, and the lookup's own check sees it.
+    for the device; see :func:`narrowed`.
     """
     fitting = [dtype for size, dtype in _NARROW if num_embeddings <= size]
     dtype = fitting[0] if fitting else torch.int64
     return dtype if device_type == "cpu" or dtype.itemsize >= 4 else torch.int32
+
+
+def narrowed(ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Ids in a narrower type.
+
+    On the CPU they have been checked. On a GPU one that would wrap becomes -1, which the lookup's own check refuses.
+    """
+    if not ids.is_cpu and dtype.itemsize < ids.element_size():
+        ids = torch.where(ids > torch.iinfo(dtype).max, -1, ids)
+    return ids.to(dtype)
 
 
 class IdWire:
@@ -64,7 +74,7 @@ class IdWire:
             counts: ids of each feature.
         """
         pieces = ids.split(self._run_counts(counts))
-        parts = [piece.to(dtype).view(torch.uint8) for piece, (dtype, _) in zip(pieces, self._runs, strict=True)]
+        parts = [narrowed(piece, dtype).view(torch.uint8) for piece, (dtype, _) in zip(pieces, self._runs, strict=True)]
         return parts if weights is None else [*parts, weights.contiguous().view(torch.uint8)]
 
     def unpack(self, message: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], Tensor | None]:

@@ -16,10 +16,11 @@ class LookAhead:
     Args:
         loader: any iterable of batches.
         prepare: is given each batch when it is drawn; returns what will be handed over.
-        begin: called before the first batch of an iteration is drawn.
+        begin: called before the first batch of an iteration is drawn; returns how many will be asked for. No further
+            batch is drawn ahead: not every rank may have one.
     """
 
-    def __init__(self, loader: Iterable[Any], *, prepare: Callable[[Any], Any], begin: Callable[[], None]) -> None:
+    def __init__(self, loader: Iterable[Any], *, prepare: Callable[[Any], Any], begin: Callable[[], float]) -> None:
         self._loader = loader
         self._prepare, self._begin = prepare, begin
 
@@ -44,15 +45,17 @@ class LookAhead:
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: like the loader's own iterator it starts with the first batch, not before.
-        self._begin()
+        wanted = self._begin()
         source = iter(self._loader)
         held = self._draw(source)
+        handed_over = 0
         while held is not None:
-            following = self._draw(source)
+            handed_over += 1
+            following = self._draw(source) if handed_over < wanted else None
             batch, position = held
             self._handed_over(position)
             yield batch
-            held = following
+            held = self._draw(source) if handed_over >= wanted else following
 
     def _draw(self, source: Iterator[Any]) -> tuple[Any, Any] | None:
         """The next batch, prepared, and the loader's position after it; ``None`` at the end."""
@@ -73,7 +76,7 @@ class LookAhead:
 class StatefulLookAhead(LookAhead):
     """:class:`LookAhead` over a loader that can be resumed."""
 
-    def __init__(self, loader: Iterable[Any], *, prepare: Callable[[Any], Any], begin: Callable[[], None]) -> None:
+    def __init__(self, loader: Iterable[Any], *, prepare: Callable[[Any], Any], begin: Callable[[], float]) -> None:
         super().__init__(loader, prepare=prepare, begin=begin)
         self._state: Any = None
 
@@ -93,7 +96,7 @@ class StatefulLookAhead(LookAhead):
         self._state = position
 
 
-def look_ahead(loader: Iterable[Any], *, prepare: Callable[[Any], Any], begin: Callable[[], None]) -> LookAhead:
+def look_ahead(loader: Iterable[Any], *, prepare: Callable[[Any], Any], begin: Callable[[], float]) -> LookAhead:
     """Wrap a loader; see :class:`LookAhead`."""
     is_stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
     return (StatefulLookAhead if is_stateful else LookAhead)(loader, prepare=prepare, begin=begin)

@@ -146,8 +146,13 @@ def _check_sharding(sharding: str | Mapping[str, str], costs: Sequence[TableCost
             reason = _obstacle(by_name[name], kind, num_seats)
             if reason:
                 raise UserInputError(f"{option}: {reason}")
-        if not name and kind in ("column_wise", "grid_shard") and not all(c.can_split_columns for c in costs):
+        if name or kind in ("auto", "table_wise"):
+            continue
+        if kind in ("column_wise", "grid_shard") and not all(c.can_split_columns for c in costs):
             raise UserInputError(f"{option}: {_ROWWISE}")
+        obstacles = [_obstacle(cost, kind, num_seats) for cost in costs]
+        if num_seats > 1 and all(obstacles):
+            raise UserInputError(f"{option}: no table can be cut so: {obstacles[0]}")
 
 
 _ONE_ACCUMULATOR = (
@@ -276,19 +281,26 @@ def _cut_and_seat(
         worst = max(range(num_seats), key=lambda s: needed[s])
         if needed[worst] <= limit:
             return seats
-        whole = [_cost_of(shard, costs) for shard in seats[worst] if kinds[shard.table.name] == "table_wise"]
-        free = [
-            cost
-            for cost in whole
-            if _rule_kind(cost, num_seats) != "table_wise" and not _is_named(cost.table.name, sharding)
-        ]
+        held = [_cost_of(shard, costs) for shard in seats[worst]]
+        free = [(cost, kind) for cost in held for kind in [_next_kind(cost, kinds, num_seats, sharding)] if kind]
         if not free:
             raise UserInputError(
                 f"the tables need {needed[worst] / 2**30:.2f} GiB on a rank that has {limit / 2**30:.2f}; use more "
                 "ranks per host, more hosts, hosts_per_group, or smaller tables"
             )
-        largest = max(free, key=lambda cost: cost.memory_bytes)
-        kinds[largest.table.name] = _rule_kind(largest, num_seats)
+        largest, kind = max(free, key=lambda candidate: candidate[0].memory_bytes)
+        kinds[largest.table.name] = kind
+
+
+def _next_kind(
+    cost: TableCost, kinds: Mapping[str, str], num_seats: int, sharding: str | Mapping[str, str]
+) -> str | None:
+    """How the rule goes on to cut a table that is still too large: at last by rows, into a block for each seat."""
+    name, order = cost.table.name, ["table_wise", _rule_kind(cost, num_seats), "row_wise"]
+    if _is_named(name, sharding) or kinds[name] == "row_wise":
+        return None
+    further = [kind for kind in order[order.index(kinds[name]) + 1 :] if kind not in ("table_wise", kinds[name])]
+    return next((kind for kind in further if not _obstacle(cost, kind, num_seats)), None)
 
 
 def _cost_of(shard: TableShard, costs: Sequence[TableCost]) -> TableCost:

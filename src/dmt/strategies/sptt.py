@@ -67,7 +67,8 @@ class SpttStage(ShardedStage):
     """A tower stage whose towers live on host groups and whose tables are cut over the group's ranks.
 
     Parameters keep the plain stage's names, each on the ranks that hold it: a shard of a table on one rank, a tower
-    module on all ranks of its host group.
+    module on all ranks of its host group. A loss must reach tower parameters through the stage's output only: a term
+    of their own, such as a penalty, would be counted once for each rank of the group. Decay them in the optimiser.
 
     Args:
         stage: the plain stage, built under ``deferred_tables()``.
@@ -165,12 +166,12 @@ class SpttStage(ShardedStage):
         self._tower_reduction: InFlight | None = None
 
     def _share_initial_towers(self) -> None:
-        """Start every rank of the group from its first seat's tower modules, whatever their seeds were."""
+        """Start every rank of the group from its first seat's tower modules, buffers too, whatever their seeds were."""
         self.towers.to(self.device)
         if self.groups.host_group is not None:
             first = self.topology.members(group=self.group)[0]
-            for parameter in self.towers.parameters():
-                dist.broadcast(parameter.data, src=first, group=self.groups.host_group)
+            for tensor in self.towers.state_dict().values():
+                dist.broadcast(tensor, src=first, group=self.groups.host_group)
 
     # (a) and (c): ids to the ranks that look them up, sources in peer order.
 

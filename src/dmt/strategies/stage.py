@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.modules.shards import ShardedState
@@ -41,26 +42,49 @@ class _Underway:
 
     def __init__(self, features: KeyedJaggedTensor, steps: Distribution, loader: object = None) -> None:
         self.features, self.loader = features, loader
+        self._versions = [_version(tensor) for tensor in _tensors(features)]
         self._steps = steps
         self._result: Distributed | None = None
+        self._failed = False
         self.advance()
+
+    def is_of(self, features: KeyedJaggedTensor) -> bool:
+        """Whether it is of this very batch, and nothing in it has been written to since."""
+        # A batch that is moved to the device it is on becomes another object with the same tensors.
+        pairs = zip(_tensors(self.features), _tensors(features), strict=True)
+        same = all(mine is theirs for mine, theirs in pairs) and self.features.keys() == features.keys()
+        return same and self._versions == [_version(tensor) for tensor in _tensors(features)]
 
     def advance(self) -> None:
         """Run the next step, if there is one."""
+        if self._result is not None or self._failed:
+            return
         # Ids need no gradient, but the lookup saves them for its own: they must not be inference tensors, also
         # where a validation batch's forward pass moves a training batch's ids along.
         with torch.inference_mode(False), torch.no_grad():
             try:
-                if self._result is None:
-                    next(self._steps)
+                next(self._steps)
             except StopIteration as end:
                 self._result = end.value
+            except BaseException:
+                self._failed = True
+                raise
 
-    def finish(self) -> Distributed:
-        """Run all steps that are left."""
-        while self._result is None:
+    def finish(self) -> Distributed | None:
+        """Run all steps that are left; ``None`` if one of them has failed before."""
+        while self._result is None and not self._failed:
             self.advance()
         return self._result
+
+
+def _tensors(features: KeyedJaggedTensor) -> list[Tensor | None]:
+    """What a batch consists of."""
+    return [features.values(), features.weights_or_none(), features.lengths()]
+
+
+def _version(tensor: Tensor | None) -> int:
+    # Counted by torch for autograd, which has no public name for it. A tensor made in inference mode has none.
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 class ShardedStage(Stage):
@@ -97,8 +121,9 @@ class ShardedStage(Stage):
         """
         if not self._can_prefetch:
             return
-        if sum(underway.loader is loader for underway in self._ahead) > 1:
-            # The batch before the current one never came.
+        if sum(underway.loader is loader for underway in self._ahead) > 2:
+            # Two batches before this one never came. (One may still: the Trainer itself draws ahead of a loader that
+            # does not know its length.)
             self._can_prefetch = False
             self._drop(self._ahead)
             rank_zero_warn(
@@ -124,6 +149,7 @@ class ShardedStage(Stage):
 
     def start(self, features: KeyedJaggedTensor) -> Pending:
         distributed = self._take(features).finish()
+        assert distributed is not None, "a step that fails raises"
         if torch.is_grad_enabled():
             self._trained_batch_sizes = distributed.batch_sizes
         self.advance()
@@ -134,8 +160,7 @@ class ShardedStage(Stage):
     def _take(self, features: KeyedJaggedTensor) -> _Underway:
         """The prefetched distribution of this very batch, or a new one."""
         for underway in self._ahead:
-            # A batch that is moved to the device it is on becomes another object with the same tensors.
-            if underway.features.values() is features.values():
+            if underway.is_of(features):
                 self._ahead.remove(underway)
                 return underway
         return _Underway(features, self.distribute(features))

@@ -21,10 +21,11 @@ import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -43,6 +44,8 @@ from dmt.strategies.topology import Topology
 from dmt.strategies.wire import WirePrecision, check_precision
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
+_AVERAGING = (WeightAveraging, StochasticWeightAveraging)
+_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 _GRACE_S = 3.0
 
 
@@ -56,10 +59,13 @@ class TowerStrategy(DDPStrategy):
         ranks_per_host: ranks that share a host's fast links. Default: LOCAL_WORLD_SIZE where a launcher
             sets it, otherwise the devices per node.
         hosts_per_group: hosts that a tower spans; more than one under ``sptt`` only.
-        sharding: how tables are cut: a kind for all, or a kind by table. Default: the strategy's own rule.
-        forward_precision: in what embeddings travel between hosts.
-        backward_precision: in what their gradients do.
-        overlap: send the next batch's ids while this one is computed. Changes no number.
+        sharding: how tables are cut: a kind for all that can be cut so, or a kind by table. sptt: auto (default),
+            table_wise, column_wise, row_wise, grid_shard. torchrec: table_wise (default), column_wise, row_wise,
+            table_row_wise, table_column_wise, planner.
+        forward_precision: of tower outputs between host groups under sptt, of all embeddings under torchrec.
+        backward_precision: of their gradients.
+        overlap: send the next batch's ids while this one is computed. Changes no number. Left out where the module or
+            the DataModule has a transfer hook of its own, which could change a batch after its ids were sent.
         timeout: longest a collective may wait for the other ranks before the run fails.
 
     The other arguments are filled in by Lightning's Trainer.
@@ -157,7 +163,7 @@ class TowerStrategy(DDPStrategy):
         """
         _ = self.topology
         check_trainer(trainer)
-        averaging = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, WeightAveraging)]
+        averaging = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, _AVERAGING)]
         if averaging:
             raise UserInputError(
                 f"callback {type(averaging[0]).__name__}: a rank cannot copy a sharded model; average weights in a "
@@ -247,13 +253,19 @@ class TowerStrategy(DDPStrategy):
     @override
     def process_dataloader(self, dataloader: object) -> object:
         """Let the loader draw one batch ahead, where stages can use it."""
-        if not self.overlap or not isinstance(dataloader, Iterable):
+        if not self.overlap or self._changes_batches() or not isinstance(dataloader, Iterable):
             return dataloader
         return look_ahead(
             dataloader,
             prepare=partial(self._prefetch, loader=dataloader),
-            begin=partial(self._forget_prefetched, loader=dataloader),
+            begin=partial(self._begin_loader, loader=dataloader),
         )
+
+    def _changes_batches(self) -> bool:
+        """Whether a hook may give the stages other batches than the loader did, and other ones on each rank."""
+        assert self.lightning_module is not None
+        owners = [self.lightning_module, getattr(self.lightning_module.trainer, "datamodule", None)]
+        return any(is_overridden(hook, owner) for owner in owners if owner is not None for hook in _TRANSFER_HOOKS)
 
     def _prefetch(self, batch: Any, *, loader: object) -> Any:
         if self.root_device.type != "cpu":
@@ -264,9 +276,26 @@ class TowerStrategy(DDPStrategy):
                     stage.prefetch(features, loader=loader)
         return batch
 
-    def _forget_prefetched(self, *, loader: object) -> None:
+    def _begin_loader(self, *, loader: object) -> float:
         for stage in self.stages.values():
             stage.forget_prefetched(loader)
+        return self._batches_wanted()
+
+    def _batches_wanted(self) -> float:
+        """How many batches of a loader the Trainer's present loop goes over."""
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        if trainer.training:
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed  # more than 0 in a resumed epoch
+            steps = float("inf") if trainer.max_steps < 0 else trainer.max_steps - trainer.global_step
+            return min(trainer.num_training_batches - done, steps)
+        if trainer.sanity_checking:
+            limits = trainer.num_sanity_val_batches
+        elif trainer.validating:
+            limits = trainer.num_val_batches
+        else:
+            limits = trainer.num_test_batches if trainer.testing else trainer.num_predict_batches
+        return max(limits, default=0)
 
     # Gradient scale
 
