@@ -35,15 +35,10 @@ class SpttStrategy(TowerStrategy):
             rank=self.global_rank,
             device=self.root_device,
             sharding=self.sharding,
-            rank_memory_bytes=self._rank_memory_bytes(),
+            rank_memory_bytes=_rank_memory_bytes(self.root_device, ranks=self.num_processes),
             forward_precision=self.forward_precision,
             backward_precision=self.backward_precision,
         )
-
-    def _rank_memory_bytes(self) -> int:
-        if self.root_device.type == "cuda":
-            return torch.cuda.get_device_properties(self.root_device).total_memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // self.num_processes
 
 
 class TorchRecStrategy(TowerStrategy):
@@ -72,9 +67,17 @@ class TorchRecStrategy(TowerStrategy):
             topology=topology,
             device=self.root_device,
             sharding=self.sharding,
+            rank_memory_bytes=_rank_memory_bytes(self.root_device, ranks=self.num_processes),
             forward_precision=self.forward_precision,
             backward_precision=self.backward_precision,
         )
+
+
+def _rank_memory_bytes(device: torch.device, *, ranks: int) -> int:
+    """Memory that a rank has for tables: its GPU's, or its share of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
 
 
 def register_strategies() -> None:
