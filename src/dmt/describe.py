@@ -140,8 +140,8 @@ def _describe_tables(stage: TowerStage, placement: Placement, kinds: Mapping[str
 
 def _kind(shards: list[TableShard]) -> ShardingKind:
     """How a table came to be cut; a kind that the table was too small for leaves it whole."""
-    cuts_rows = any(shard.num_rows < shard.table.num_embeddings for shard in shards)
-    cuts_columns = any(shard.width < shard.table.embedding_dim for shard in shards)
+    cuts_rows = not all(shard.has_all_rows for shard in shards)
+    cuts_columns = not all(shard.has_all_columns for shard in shards)
     if cuts_rows:
         return "grid_shard" if cuts_columns else "row_wise"
     return "column_wise" if cuts_columns else "table_wise"

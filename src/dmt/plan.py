@@ -76,7 +76,7 @@ class TowerPlan:
         object.__setattr__(self, "towers", tuple(tuple(tower) for tower in self.towers))
         if not self.towers:
             raise UserInputError("tower plan: it lists no towers; give at least one")
-        seen: list[tuple[TowerInput, int]] = []
+        seen: dict[str, list[tuple[TowerInput, int]]] = {}
         for index, tower in enumerate(self.towers):
             if not tower:
                 raise UserInputError(f"tower plan: tower {index} has no features; give it some or remove it")
@@ -84,14 +84,14 @@ class TowerPlan:
                 wanted = TowerInput.parse(entry)
                 if wanted.columns is not None and wanted.columns[0] >= wanted.columns[1]:
                     raise UserInputError(f"tower plan: {entry!r} names no columns; write name[first:one after last]")
-                for other, place in seen:
+                for other, place in seen.setdefault(wanted.feature, []):
                     if wanted.overlaps(other):
                         what = "feature" if wanted == other else "a column of feature"
                         raise UserInputError(
                             f"tower plan: {what} {wanted.feature!r} is in tower {place} and again in tower {index}; "
                             "list each once"
                         )
-                seen.append((wanted, index))
+                seen[wanted.feature].append((wanted, index))
 
     @property
     def inputs(self) -> tuple[tuple[TowerInput, ...], ...]:
@@ -148,13 +148,14 @@ class TowerPlan:
             UserInputError: a feature of the data is in no tower, or the plan names a column that the
                 data does not have.
         """
-        missing = [name for name in features if name not in self.feature_names]
+        planned = self.feature_names
+        missing = [name for name in features if name not in planned]
         if missing:
             raise UserInputError(
                 f"tower plan: feature{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} of the data "
                 f"{'are' if len(missing) > 1 else 'is'} in no tower; add each to one tower"
             )
-        unknown = [name for name in self.feature_names if name not in features]
+        unknown = [name for name in planned if name not in features]
         if unknown:
             hint = " (blocks of columns are written name[0:8])" if any("[" in name for name in unknown) else ""
             raise UserInputError(

@@ -13,8 +13,7 @@ from pathlib import Path
 import polars
 import pytest
 
-from dmt.emulate import EmulatedCluster, can_emulate
-from tests.distributed.harness import free_port
+from dmt.emulate import EmulatedCluster, can_emulate, free_port
 
 ROOT = Path(__file__).parents[2]
 DMT = [str(Path(sys.executable).parent / "dmt")]

@@ -1,18 +1,10 @@
 """Runs a function on several gloo processes of this machine and brings back results or tracebacks."""
 
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from dmt.emulate import run_local_ranks
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_ranks(

@@ -12,7 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from dmt.errors import UserInputError
 from dmt.modules import EmbeddingOptimizer, FusedEmbeddingBags, deferred_tables
-from dmt.modules.embeddings import check_kernel_size
+from dmt.modules.embeddings import check_kernel_sizes
 from dmt.modules.shards import ShardedState, TableShard, copy_into_shards
 from tests.modules.embedding_cases import BATCH, LOOKUPS, OPTIMIZERS, TABLES, TOLERANCE, WIDTH, Bags, draw_bags, make
 
@@ -188,12 +188,12 @@ def test_shards_without_storage_have_no_state(rng: random.Random) -> None:
 def test_rows_beyond_what_the_kernel_can_address_are_refused(rows: int, refused: bool) -> None:
     """FBGEMM's row-wise Adagrad on the CPU updates row 0 of a table of 16 columns in the place of row 2^26."""
     rowwise, adagrad = EmbeddingOptimizer(name="rowwise_adagrad"), EmbeddingOptimizer(name="adagrad")
-    check_kernel_size("t", (rows, 16), optimizer=adagrad, device_type="cpu")
-    check_kernel_size("t", (rows, 16), optimizer=rowwise, device_type="cuda")
-    if not refused:
-        check_kernel_size("t", (rows, 16), optimizer=rowwise, device_type="cpu")
-        return
     table = EmbeddingBagConfig(name="t", feature_names=["t"], num_embeddings=rows, embedding_dim=16)
+    check_kernel_sizes([TableShard.whole(table)], optimizer=adagrad, device_type="cpu")
+    check_kernel_sizes([TableShard.whole(table)], optimizer=rowwise, device_type="cuda")
+    if not refused:
+        check_kernel_sizes([TableShard.whole(table)], optimizer=rowwise, device_type="cpu")
+        return
     with pytest.raises(
         UserInputError, match=r"^table 't': 67108865 rows of 16 columns on one rank are more than 4 GiB"
     ):

@@ -42,6 +42,13 @@ class Place:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def free_port() -> int:
+    """A TCP port of this machine that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def run_local_ranks(
     function: Callable[..., Any],
     *,
@@ -65,11 +72,8 @@ def run_local_ranks(
     Raises:
         RankError: see there.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
     places = [Place()] * num_ranks
-    address = ("127.0.0.1", port)
+    address = ("127.0.0.1", free_port())
     ranks_per_host = ranks_per_host or num_ranks
     return run_ranks(
         function, places=places, ranks_per_host=ranks_per_host, master=address, args=args, timeout_s=timeout_s

@@ -4,7 +4,7 @@ Shapes: B samples, F features, V ids, N embedding dim, R rows of a shard, W colu
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -205,10 +205,7 @@ class FusedEmbeddingBags(nn.Module):
             self._allocate(self.device)
 
     def _allocate(self, device: torch.device) -> None:
-        for shard in self.shards:
-            check_kernel_size(
-                shard.table.name, (shard.num_rows, shard.width), optimizer=self.optimizer, device_type=device.type
-            )
+        check_kernel_sizes(self.shards, optimizer=self.optimizer, device_type=device.type)
         kernel = _make_kernel(self.shards, self.optimizer, device)
         self._kernel.append(kernel)
         for index, (shard, weight) in enumerate(zip(self.shards, kernel.weights, strict=True)):
@@ -299,27 +296,28 @@ class FusedEmbeddingBags(nn.Module):
         return ", ".join(f"{_shard_name(shard)}: {shard.num_rows}x{shard.width}" for shard in self.shards)
 
 
-def check_kernel_size(table: str, size: tuple[int, int], *, optimizer: EmbeddingOptimizer, device_type: str) -> None:
+def check_kernel_sizes(shards: Iterable[TableShard], *, optimizer: EmbeddingOptimizer, device_type: str) -> None:
     """Raise where FBGEMM would update other rows than were looked up.
 
     fbgemm-gpu 1.8.0's row-wise Adagrad on the CPU counts bytes from a table's start in 32 bits.
 
     Args:
-        table: its name.
-        size: rows and columns that one rank holds of it.
+        shards: what ranks hold.
         optimizer: how they are updated.
         device_type: ``cpu`` or ``cuda``.
 
     Raises:
-        UserInputError: they are more than 4 GiB of weights.
+        UserInputError: one has more than 4 GiB of weights.
     """
-    num_rows, width = size
-    if optimizer.name == "rowwise_adagrad" and device_type == "cpu" and 4 * num_rows * width > 2**32:
-        raise UserInputError(
-            f"table {table!r}: {num_rows} rows of {width} columns on one rank are more than 4 GiB, which FBGEMM's "
-            "rowwise_adagrad cannot address on the CPU; cut it by rows over more ranks (sharding row_wise), or choose "
-            "the optimizer adagrad"
-        )
+    if optimizer.name != "rowwise_adagrad" or device_type != "cpu":
+        return
+    for shard in shards:
+        if 4 * shard.num_rows * shard.width > 2**32:
+            raise UserInputError(
+                f"table {shard.table.name!r}: {shard.num_rows} rows of {shard.width} columns on one rank are more than "
+                "4 GiB, which FBGEMM's rowwise_adagrad cannot address on the CPU; cut it by rows over more ranks "
+                "(sharding row_wise), or choose the optimizer adagrad"
+            )
 
 
 def _check_shard(shard: TableShard, optimizer: EmbeddingOptimizer) -> None:
@@ -328,7 +326,7 @@ def _check_shard(shard: TableShard, optimizer: EmbeddingOptimizer) -> None:
             f"embedding_dim={shard.width}: FBGEMM's kernels need a positive multiple of 4; "
             f"choose {-(-shard.width // 4) * 4}"
         )
-    if shard.width < shard.table.embedding_dim and not optimizer.can_split_columns:
+    if not shard.has_all_columns and not optimizer.can_split_columns:
         raise UserInputError(
             f"table {shard.table.name} with {optimizer.name}: one accumulator for a whole row would become another "
             "for each block of columns; shard the table by rows or not at all, or choose adagrad, adam or sgd"

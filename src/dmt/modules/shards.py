@@ -42,9 +42,19 @@ class TableShard:
         return self.columns[1] - self.columns[0]
 
     @property
+    def has_all_rows(self) -> bool:
+        """Whether no other shard has rows of its columns."""
+        return self.num_rows == self.table.num_embeddings
+
+    @property
+    def has_all_columns(self) -> bool:
+        """Whether no other shard has columns of its rows."""
+        return self.width == self.table.embedding_dim
+
+    @property
     def is_whole(self) -> bool:
         """Whether it is all of the table."""
-        return (self.num_rows, self.width) == (self.table.num_embeddings, self.table.embedding_dim)
+        return self.has_all_rows and self.has_all_columns
 
 
 @dataclass(frozen=True, kw_only=True)

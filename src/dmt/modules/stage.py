@@ -164,16 +164,8 @@ class TowerStage(Stage):
     def start(self, features: KeyedJaggedTensor) -> Pending:
         bags = self.bag_order(features)
         pooled = self.embeddings(bags.ids, bags.offsets(), bags.weights)  # (B, sum of table widths)
-        inputs = []
-        for flat, rows, mean, shape in zip(
-            self._route(pooled, num_rows=bags.batch_size),
-            self._length_rows,
-            self.mean_pooling,
-            self.tower_shapes,
-            strict=True,
-        ):
-            lengths = None if bags.lengths is None or not mean.is_needed else bags.lengths[rows]
-            inputs.append(mean(flat, lengths).view(bags.batch_size, *shape))
+        columns = self._route(pooled, num_rows=bags.batch_size)
+        inputs = tower_inputs(columns, bags.lengths, self._length_rows, self.mean_pooling, self.tower_shapes)
         return Ready(run_towers(self.tower_modules, inputs))
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -231,21 +223,24 @@ def _make_features(
 
 def _check_columns(features: Sequence[StageFeature]) -> None:
     """Raise unless the blocks of each feature are all of its columns; the plan has checked that none is there twice."""
+    by_name: dict[str, list[StageFeature]] = {}
     for feature in features:
-        blocks = sorted(other.columns for other in features if other.name == feature.name)
-        stops = [0, *(stop for _, stop in blocks)]
-        gaps = [stop for stop, (start, _) in zip(stops, blocks, strict=False) if start != stop]
-        if gaps or stops[-1] != feature.table.embedding_dim:
+        by_name.setdefault(feature.name, []).append(feature)
+    for name, parts in by_name.items():
+        blocks = sorted(part.columns for part in parts)
+        dim, stops = parts[0].table.embedding_dim, [0, *(stop for _, stop in blocks)]
+        if [start for start, _ in blocks] != stops[:-1] or stops[-1] != dim:
             raise UserInputError(
-                f"tower plan: its blocks of {feature.name!r} are columns "
-                f"{', '.join(f'{start} to {stop}' for start, stop in blocks)}; the embedding has "
-                f"{feature.table.embedding_dim}, and each must be in one block"
+                f"tower plan: its blocks of {name!r} are columns "
+                f"{', '.join(f'{start} to {stop}' for start, stop in blocks)}; the embedding has {dim}, and each must "
+                "be in one block"
             )
-        if not feature.is_whole and feature.block.width % 4:
-            raise UserInputError(
-                f"tower plan: {feature.name}[{feature.columns[0]}:{feature.columns[1]}] has {feature.block.width} "
-                "columns, and FBGEMM's kernels need a multiple of 4; move the cut"
-            )
+        for part in parts:
+            if not part.is_whole and part.block.width % 4:
+                raise UserInputError(
+                    f"tower plan: {name}[{part.columns[0]}:{part.columns[1]}] has {part.block.width} columns, and "
+                    "FBGEMM's kernels need a multiple of 4; move the cut"
+                )
 
 
 def _make_tower(factory: TowerFactory, features: Sequence[StageFeature], embedding_dim: int) -> TowerModule:
@@ -279,6 +274,29 @@ def tower_mean_pooling(towers: Sequence[Sequence[StageFeature]]) -> list[MeanPoo
 def tower_modules(towers: Iterable[nn.Module]) -> list[TowerModule]:
     """The modules of a container, typed."""
     return [module for module in towers if isinstance(module, TowerModule)]
+
+
+def tower_inputs(
+    columns: Sequence[Tensor],
+    lengths: Tensor | None,
+    length_rows: Sequence[list[int] | slice],
+    mean_pooling: Iterable[nn.Module],
+    shapes: Sequence[tuple[int, int]],
+) -> list[Tensor]:
+    """Sums of embeddings as tower modules read them: (B, *:func:`tower_shape`) of each tower.
+
+    Args:
+        columns: (B, W_t) of each tower.
+        lengths: (bags, B), ids of each bag; ``None`` when each holds one.
+        length_rows: which of these bags each tower reads.
+        mean_pooling: :class:`~dmt.modules.bags.MeanPooling` of each tower.
+        shapes: :func:`tower_shape` of each.
+    """
+    inputs = []
+    for flat, rows, mean, shape in zip(columns, length_rows, mean_pooling, shapes, strict=True):
+        own = lengths[rows] if lengths is not None and mean.is_needed else None
+        inputs.append(mean(flat, own).view(flat.shape[0], *shape))
+    return inputs
 
 
 def run_towers(towers: Sequence[TowerModule], inputs: Sequence[Tensor]) -> Tensor:

@@ -240,41 +240,6 @@ class _Wait(torch.autograd.Function):
         return gradient.new_empty(0), None
 
 
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.scale, None
-
-
-def scale_gradient(tensor: Tensor, scale: float) -> Tensor:
-    """``tensor`` itself; its gradient is multiplied by ``scale`` on the way back."""
-    result: Tensor = _ScaleGradient.apply(tensor, scale)
-    return result
-
-
-class _OnBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, action: Any) -> Tensor:
-        ctx.action = action
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        ctx.action()
-        return gradient, None
-
-
-def on_backward(tensor: Tensor, action: Any) -> Tensor:
-    """``tensor`` itself; ``action()`` runs when its gradient is complete."""
-    result: Tensor = _OnBackward.apply(tensor, action)
-    return result
-
-
 class PendingSizes:
     """Gathers one integer from every rank while other work goes on.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dmt.modules.columns import ColumnBlock, ColumnRoute
-from dmt.modules.embeddings import check_kernel_size, initialize_rows, momentum_name, weight_name
+from dmt.modules.embeddings import check_kernel_sizes, initialize_rows, momentum_name, weight_name
 from dmt.modules.shards import ShardedState, TensorShard, copy_into_shards
-from dmt.modules.stage import Pending, TowerStage, run_towers, tower_modules
+from dmt.modules.stage import Pending, TowerStage, run_towers, tower_inputs, tower_modules
 from dmt.strategies.collectives import PendingSizes
 from dmt.strategies.flat_codecs import INT8_BATCH_STEP, WireCodecs
 from dmt.strategies.flat_sharding import (
@@ -88,7 +89,7 @@ class FlatStage(ShardedStage):
         backward_precision: WirePrecision = "fp32",
     ) -> None:
         super().__init__()
-        self.plan, self.topology, self.device = stage.plan, topology, device
+        self.topology, self.device = topology, device
         self.out_features, self.out_dim = stage.out_features, stage.out_dim
         self.bag_order, self.feature_keys = stage.bag_order, stage.bag_order.keys
         self.towers, self.tower_shapes = stage.towers, stage.tower_shapes
@@ -122,10 +123,11 @@ class FlatStage(ShardedStage):
         self.torchrec_plan = same_plan_on_all_ranks(find) if sharding == "planner" else find()
         self._heed_rows(stage)
         placed = plan_placement(self.torchrec_plan, tables.costs, self.topology)
-        for shard in (shard for shards in placed.rank_shards for shard in shards):
-            size = (shard.num_rows, shard.width)
-            optimizer, device_type = stage.embeddings.optimizer, self.device.type
-            check_kernel_size(shard.table.name, size, optimizer=optimizer, device_type=device_type)
+        check_kernel_sizes(
+            chain.from_iterable(placed.rank_shards),
+            optimizer=stage.embeddings.optimizer,
+            device_type=self.device.type,
+        )
         assert dist.group.WORLD is not None
         with host_groups(self.topology):
             env = ShardingEnv.from_process_group(dist.group.WORLD)
@@ -220,12 +222,7 @@ class FlatStage(ShardedStage):
             widths = zip(pooled.keys(), pooled.length_per_key(), strict=True)
             self._route = ColumnRoute([[ColumnBlock(name, 0, width) for name, width in widths]], self._tower_blocks)
         columns = self._route(pooled.values()[: batch.batch_size], num_rows=batch.batch_size)
-        inputs = []
-        for flat, rows, mean, shape in zip(
-            columns, self._length_rows, self.mean_pooling, self.tower_shapes, strict=True
-        ):
-            lengths = None if batch.lengths is None or not mean.is_needed else batch.lengths[rows]
-            inputs.append(mean(flat, lengths).view(batch.batch_size, *shape))
+        inputs = tower_inputs(columns, batch.lengths, self._length_rows, self.mean_pooling, self.tower_shapes)
         return run_towers(tower_modules(self.towers), inputs)
 
     def set_learning_rate(self, learning_rate: float) -> None:

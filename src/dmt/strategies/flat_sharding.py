@@ -27,7 +27,7 @@ from dmt.errors import UserInputError
 from dmt.modules.embeddings import fbgemm_optimizer
 from dmt.modules.shards import TableShard
 from dmt.modules.stage import TowerStage
-from dmt.strategies.placement import COLUMN_STEP, Placement, TableCost, place
+from dmt.strategies.placement import COLUMN_STEP, ROWWISE_OBSTACLE, Placement, TableCost, cut_rows, place
 from dmt.strategies.stage import table_costs
 from dmt.strategies.topology import Topology
 
@@ -44,13 +44,8 @@ Plan = dict[str, ParameterSharding]
 """TorchRec's plan of an EmbeddingBagCollection, by table."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """Part of a table on a rank."""
-
-    rank: int
-    sizes: tuple[int, int]
-    offsets: tuple[int, int]
+Blocks = list[tuple[int, TableShard]]
+"""Parts of a table, each with its rank."""
 
 
 class AllKindsSharder(EmbeddingBagCollectionSharder):
@@ -190,10 +185,7 @@ def _check_kind(option: str, kind: str, costs: Sequence[TableCost], *, or_planne
         known = [*(["planner"] if or_planner else []), *get_args(FlatKind)]
         raise UserInputError(f"{option}: choose one of {', '.join(known)}")
     if kind in COLUMN_KINDS and not all(cost.can_split_columns for cost in costs):
-        raise UserInputError(
-            f"{option}: rowwise_adagrad keeps one accumulator for a whole row, so it would train differently on "
-            "blocks of columns; choose row_wise or table_wise, or the optimizer adagrad or sgd"
-        )
+        raise UserInputError(f"{option}: {ROWWISE_OBSTACLE}")
 
 
 def obstacle(kind: str, cost: TableCost, topology: Topology) -> str:
@@ -221,22 +213,22 @@ def named_plan(kinds: Mapping[str, str], costs: Sequence[TableCost], topology: T
     for name, blocks in _blocks(kinds, costs, topology).items():
         shards = [
             ShardMetadata(
-                shard_sizes=list(block.sizes),
-                shard_offsets=list(block.offsets),
-                placement=placement(device_type, block.rank, topology.ranks_per_host),
+                shard_sizes=[shard.num_rows, shard.width],
+                shard_offsets=[shard.rows[0], shard.columns[0]],
+                placement=placement(device_type, rank, topology.ranks_per_host),
             )
-            for block in blocks
+            for rank, shard in blocks
         ]
         plan[f"{TABLE_PREFIX}{name}"] = ParameterSharding(
             sharding_type=kinds[name],
             compute_kernel=EmbeddingComputeKernel.FUSED.value,
-            ranks=[block.rank for block in blocks],
+            ranks=[rank for rank, _ in blocks],
             sharding_spec=EnumerableShardingSpec(shards),
         )
     return plan
 
 
-def _blocks(kinds: Mapping[str, str], costs: Sequence[TableCost], topology: Topology) -> dict[str, list[Block]]:
+def _blocks(kinds: Mapping[str, str], costs: Sequence[TableCost], topology: Topology) -> dict[str, Blocks]:
     def of_kinds(*wanted: str) -> list[TableCost]:
         return [cost for cost in costs if kinds[cost.table.name] in wanted]
 
@@ -254,7 +246,7 @@ def _blocks(kinds: Mapping[str, str], costs: Sequence[TableCost], topology: Topo
 
 def _placed(
     costs: Sequence[TableCost], kinds: Mapping[str, str], topology: Topology
-) -> tuple[dict[str, int], dict[str, list[Block]]]:
+) -> tuple[dict[str, int], dict[str, Blocks]]:
     """Host group of each table, and its blocks if they are of columns or one."""
     if not costs:
         return {}, {}
@@ -274,27 +266,17 @@ _PLACED_AS = {
 }
 
 
-def _blocks_by_table(placed: Placement) -> dict[str, list[Block]]:
+def _blocks_by_table(placed: Placement) -> dict[str, Blocks]:
     shards = [(rank, shard) for rank, own in enumerate(placed.rank_shards) for shard in own]
-    blocks: dict[str, list[Block]] = {}
+    blocks: dict[str, Blocks] = {}
     for rank, shard in sorted(shards, key=lambda s: (s[1].rows, s[1].columns)):
-        blocks.setdefault(shard.table.name, []).append(_block(rank, shard))
+        blocks.setdefault(shard.table.name, []).append((rank, shard))
     return blocks
 
 
-def _block(rank: int, shard: TableShard) -> Block:
-    return Block(rank, (shard.num_rows, shard.width), (shard.rows[0], shard.columns[0]))
-
-
-def _row_blocks(cost: TableCost, ranks: Sequence[int]) -> list[Block]:
-    """Blocks of ``ceil(rows / ranks)`` rows: TorchRec finds a row's rank by division, so it has no other way."""
-    rows, width = cost.table.num_embeddings, cost.table.embedding_dim
-    size = -(-rows // len(ranks))
-    starts = [min(index * size, rows) for index in range(len(ranks) + 1)]
-    return [
-        Block(rank, (stop - start, width), (start, 0))
-        for rank, start, stop in zip(ranks, starts[:-1], starts[1:], strict=True)
-    ]
+def _row_blocks(cost: TableCost, ranks: Sequence[int]) -> Blocks:
+    """A block of rows for each rank, as many rows to each but the last: TorchRec finds a row's rank by division."""
+    return list(zip(ranks, cut_rows(cost.block, len(ranks)), strict=True))
 
 
 def _planner_plan(

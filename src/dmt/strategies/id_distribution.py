@@ -108,7 +108,7 @@ class IdDistribution:
         inside = IdWire([id_dtype], id_dtype=id_dtype, weighted=schema.weighted)  # as they are looked up
         self._seat_messages = IdMessages([inside] * topology.num_seats, inside)
         sent = [name for names in by_group for name in names]
-        self._sent, self._sent_rows = sent, [rows[name] for name in sent]
+        self._sent, self._sent_rows = sent, torch.tensor([rows[name] for name in sent], device="cpu")
         in_towers = [name for tower in placement.group_towers(self.group) for name in towers[tower]]
         self._tower_order = [by_group[self.group].index(name) for name in in_towers]
         self.bag_order = BagOrder(schema, sent)
@@ -124,10 +124,25 @@ class IdDistribution:
         self._own_lookups = seats[self.seat]
         # Features of which some shard holds a block of rows, and the rows of their blocks: ids are dealt out by block.
         self._cut_features = sorted(
-            {(n, self._block_rows(n, s)) for own in seats for n, s in own if not _has_all_rows(s)},
+            {(n, self._block_rows(n, s)) for own in seats for n, s in own if not s.has_all_rows},
             key=lambda cut: (self.features.index(cut[0]), cut[1]),
         )
         self._needs_seat_lengths = bool(self._cut_features or self._own_multi_rows)
+        self._plan_orders()
+
+    def _plan_orders(self) -> None:
+        """In which order segments are taken; the same for every batch."""
+        num_groups, num_seats = self.topology.num_groups, self.topology.num_seats
+        num_mine, sources = len(self._own_lookups), range(num_seats * num_groups)
+        self._lookup_order = self._by_peer([self.features.index(name) for name, _ in self._own_lookups])
+        self._cut_order = self._by_peer([self.features.index(name) for name, _ in self._cut_features])
+        self._length_order = self._by_peer(self._tower_order)
+        self._sent_order = [position for lookups in self._seat_lookups for position in self._segments_of(lookups)]
+        self._received_order = [source * num_mine + lookup for lookup in range(num_mine) for source in sources]
+
+    def _by_peer(self, rows: Sequence[int]) -> list[int]:
+        """Where these features' segments are among those that peers send; feature by feature, each by peer."""
+        return [peer * len(self.features) + row for row in rows for peer in range(self.topology.num_groups)]
 
     def _block_rows(self, name: str, shard: TableShard) -> int:
         """Rows of the blocks that the shard's columns of a table are cut into; the last one may be smaller."""
@@ -151,7 +166,7 @@ class IdDistribution:
         """
         if not bags.ids.is_cpu or not bags.ids.numel():
             return
-        rows = torch.tensor(self._sent_rows)
+        rows = self._sent_rows
         counts = torch.full_like(rows, bags.batch_size) if bags.lengths is None else bags.lengths.sum(1)
         limits = rows.repeat_interleave(counts)
         wrong = (bags.ids < 0) | (bags.ids >= limits)
@@ -224,16 +239,14 @@ class IdDistribution:
 
     def _to_seats(self, held: Segments, batch_sizes: list[int]) -> Generator[None, None, Segments]:
         """Segments (own lookup, seat, peer): all ranks' bags for one lookup after the other."""
-        num_groups, num_seats = self.topology.num_groups, self.topology.num_seats
-        num_features, num_mine = len(self.features), len(self._own_lookups)
+        num_groups, num_seats, num_mine = self.topology.num_groups, self.topology.num_seats, len(self._own_lookups)
         if self.hops.seat_ids.is_local:
-            at = [self.features.index(name) for name, _ in self._own_lookups]
-            return held.select([peer * num_features + row for row in at for peer in range(num_groups)])
+            return held.select(self._lookup_order)
 
         pool = held.with_lengths() if self._needs_seat_lengths else held
         if self._cut_features:
             pool = pool.joined(self._dealt_by_rows(pool))
-        sent = pool.select([i for lookups in self._seat_lookups for i in self._segments_of(lookups)])
+        sent = pool.select(self._sent_order)
         num_sent = [num_groups * len(lookups) for lookups in self._seat_lookups]
         rows = [[batch_sizes[rank] for rank in self.topology.peers(seat=seat)] for seat in range(num_seats)]
         bag_counts = [size for sizes in rows for size in sizes for _ in range(num_mine)]
@@ -257,9 +270,7 @@ class IdDistribution:
         )
         yield
         ids, weights = self._seat_messages.finish(ids_flying, receive_counts)
-        received = Segments(ids, lengths, weights, bag_counts)
-        sources = range(num_seats * num_groups)
-        return received.select([source * num_mine + lookup for lookup in range(num_mine) for source in sources])
+        return Segments(ids, lengths, weights, bag_counts).select(self._received_order)
 
     def _segments_of(self, lookups: Sequence[tuple[str, TableShard]]) -> list[int]:
         """Positions in the pool of what a seat looks up: (peer, lookup)."""
@@ -267,7 +278,7 @@ class IdDistribution:
         positions = []
         for peer in range(num_groups):
             for name, shard in lookups:
-                if _has_all_rows(shard):
+                if shard.has_all_rows:
                     positions.append(peer * num_features + self.features.index(name))
                 else:
                     rows = self._block_rows(name, shard)
@@ -278,9 +289,7 @@ class IdDistribution:
 
     def _dealt_by_rows(self, held: Segments) -> Segments:
         """Segments (block of rows, cut feature, peer): the ids in each block, counted from its first row."""
-        num_groups, num_features = self.topology.num_groups, len(self.features)
-        at = [self.features.index(name) for name, _ in self._cut_features]
-        cut = held.select([peer * num_features + row for row in at for peer in range(num_groups)])
+        cut = held.select(self._cut_order)
         assert cut.lengths is not None
         block_sizes = [rows for _, rows in self._cut_features]
         lengths, ids, weights, *_ = torch.ops.fbgemm.block_bucketize_sparse_features(
@@ -297,14 +306,8 @@ class IdDistribution:
     def _group_lengths(self, held: Segments) -> Tensor | None:
         if held.lengths is None:
             return None
-        num_groups, num_features = self.topology.num_groups, len(self.features)
-        order = [peer * num_features + row for row in self._tower_order for peer in range(num_groups)]
-        lengths = Segments(held.lengths, None, None, held.bag_counts).select(order).ids
+        lengths = Segments(held.lengths, None, None, held.bag_counts).select(self._length_order).ids
         return lengths.view(len(self._tower_order), -1)
-
-
-def _has_all_rows(shard: TableShard) -> bool:
-    return shard.num_rows == shard.table.num_embeddings
 
 
 def _chunks(values: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:

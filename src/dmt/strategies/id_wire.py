@@ -75,7 +75,7 @@ class IdWire:
         """
         pieces = ids.split(self._run_counts(counts))
         parts = [narrowed(piece, dtype).view(torch.uint8) for piece, (dtype, _) in zip(pieces, self._runs, strict=True)]
-        return parts if weights is None else [*parts, weights.contiguous().view(torch.uint8)]
+        return parts if weights is None else [*parts, weights.view(torch.uint8)]
 
     def unpack(self, message: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], Tensor | None]:
         """The inverse of :meth:`pack`: parts that together are the ids (V,), and the weights (V,)."""

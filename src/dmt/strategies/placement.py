@@ -66,8 +66,10 @@ class TableCost:
 
     def holds(self, shard: TableShard) -> bool:
         """Whether a shard is part of the block."""
+        if shard.table.name != self.table.name:
+            return False
         first, last = self.block.columns
-        return shard.table.name == self.table.name and first <= shard.columns[0] and shard.columns[1] <= last
+        return first <= shard.columns[0] and shard.columns[1] <= last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,32 +135,43 @@ def place(
 
 
 def _check_sharding(sharding: str | Mapping[str, str], costs: Sequence[TableCost], num_seats: int) -> None:
-    kinds = get_args(ShardingKind)
-    named = {"": sharding} if isinstance(sharding, str) else sharding
+    if isinstance(sharding, str):
+        _check_kind(f"sharding={sharding}", sharding)
+        if sharding not in _UNCUT:
+            _check_kind_for_all(sharding, costs, num_seats)
+        return
     by_name = {cost.table.name: cost for cost in costs}
-    for name, kind in named.items():
-        option = f"sharding={kind}" if isinstance(sharding, str) else f"sharding {name}={kind}"
-        if kind not in ("auto", *kinds):
-            raise UserInputError(f"{option}: choose auto, {', '.join(kinds)}")
-        if name and name not in by_name:
+    for name, kind in sharding.items():
+        option = f"sharding {name}={kind}"
+        _check_kind(option, kind)
+        if name not in by_name:
             raise UserInputError(f"{option}: there is no such table; the tables are {', '.join(by_name)}")
-        if name and kind not in ("auto", "table_wise") and num_seats > 1:
-            reason = _obstacle(by_name[name], kind, num_seats)
-            if reason:
-                raise UserInputError(f"{option}: {reason}")
-        if name or kind in ("auto", "table_wise"):
-            continue
-        if kind in ("column_wise", "grid_shard") and not all(c.can_split_columns for c in costs):
-            raise UserInputError(f"{option}: {_ROWWISE}")
-        obstacles = [_obstacle(cost, kind, num_seats) for cost in costs]
-        if num_seats > 1 and all(obstacles):
-            raise UserInputError(f"{option}: no table can be cut so: {obstacles[0]}")
+        reason = _obstacle(by_name[name], kind, num_seats) if kind not in _UNCUT and num_seats > 1 else ""
+        if reason:
+            raise UserInputError(f"{option}: {reason}")
+
+
+_UNCUT = ("auto", "table_wise")
+
+
+def _check_kind(option: str, kind: str) -> None:
+    kinds = get_args(ShardingKind)
+    if kind not in ("auto", *kinds):
+        raise UserInputError(f"{option}: choose auto, {', '.join(kinds)}")
+
+
+def _check_kind_for_all(kind: str, costs: Sequence[TableCost], num_seats: int) -> None:
+    if kind in ("column_wise", "grid_shard") and not all(cost.can_split_columns for cost in costs):
+        raise UserInputError(f"sharding={kind}: {ROWWISE_OBSTACLE}")
+    obstacles = [_obstacle(cost, kind, num_seats) for cost in costs]
+    if num_seats > 1 and all(obstacles):
+        raise UserInputError(f"sharding={kind}: no table can be cut so: {obstacles[0]}")
 
 
 _ONE_ACCUMULATOR = (
     "rowwise_adagrad keeps one accumulator for a whole row, so it would train differently on blocks of columns"
 )
-_ROWWISE = f"{_ONE_ACCUMULATOR}; choose row_wise or table_wise, or the optimizer adagrad or sgd"
+ROWWISE_OBSTACLE = f"{_ONE_ACCUMULATOR}; choose row_wise or table_wise, or the optimizer adagrad or sgd"
 
 
 def _obstacle(cost: TableCost, kind: str, num_seats: int) -> str:
@@ -166,7 +179,7 @@ def _obstacle(cost: TableCost, kind: str, num_seats: int) -> str:
     width, rows = cost.block.width, cost.table.num_embeddings
     if kind in ("column_wise", "grid_shard"):
         if not cost.can_split_columns:
-            return _ROWWISE
+            return ROWWISE_OBSTACLE
         if width < 2 * COLUMN_STEP:
             return f"a width of {width} has no two blocks of {COLUMN_STEP} columns; choose row_wise or table_wise"
     if kind == "grid_shard" and (num_seats < 4 or num_seats % 2):
@@ -296,11 +309,11 @@ def _next_kind(
     cost: TableCost, kinds: Mapping[str, str], num_seats: int, sharding: str | Mapping[str, str]
 ) -> str | None:
     """How the rule goes on to cut a table that is still too large: at last by rows, into a block for each seat."""
-    name, order = cost.table.name, ["table_wise", _rule_kind(cost, num_seats), "row_wise"]
-    if _is_named(name, sharding) or kinds[name] == "row_wise":
+    now = kinds[cost.table.name]
+    if _is_named(cost.table.name, sharding) or now == "row_wise":
         return None
-    further = [kind for kind in order[order.index(kinds[name]) + 1 :] if kind not in ("table_wise", kinds[name])]
-    return next((kind for kind in further if not _obstacle(cost, kind, num_seats)), None)
+    further = [_rule_kind(cost, num_seats), "row_wise"] if now == "table_wise" else ["row_wise"]
+    return next((k for k in further if k != "table_wise" and not _obstacle(cost, k, num_seats)), None)
 
 
 def _cost_of(shard: TableShard, costs: Sequence[TableCost]) -> TableCost:

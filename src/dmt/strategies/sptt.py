@@ -11,6 +11,7 @@ that tower t reads, O_g outputs of group g's towers, O outputs, D output dim.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -21,8 +22,8 @@ from dmt.modules.bags import bag_offsets
 from dmt.modules.columns import ColumnBlock, ColumnRoute
 from dmt.modules.embeddings import FusedEmbeddingBags
 from dmt.modules.shards import ShardedState, TensorShard, copy_into_shards
-from dmt.modules.stage import Pending, TowerStage, run_towers, tower_mean_pooling, tower_modules
-from dmt.strategies.collectives import Hop, InFlight, RowExchange, WireMeter, on_backward, scale_gradient
+from dmt.modules.stage import Pending, TowerStage, run_towers, tower_inputs, tower_mean_pooling, tower_modules
+from dmt.strategies.collectives import Hop, InFlight, RowExchange, WireMeter
 from dmt.strategies.id_distribution import IdDistribution, IdHops, LookupIds
 from dmt.strategies.placement import place
 from dmt.strategies.stage import Distribution, ShardedStage, table_costs, wire_id_dtype
@@ -148,7 +149,8 @@ class SpttStage(ShardedStage):
         features = [stage.tower_features[tower] for tower in towers]
         self._mean_pooling = tower_mean_pooling(features)
         self._tower_shapes = [stage.tower_shapes[tower] for tower in towers]
-        self._tower_sizes = [len(own) for own in features]
+        ends = list(accumulate(len(own) for own in features))
+        self._length_rows = [slice(end - len(own), end) for own, end in zip(features, ends, strict=True)]
         members = self.topology.members(group=self.group)
         seats = [
             [ColumnBlock(name, *shard.columns) for name, shard in self.placement.lookups(member)] for member in members
@@ -219,26 +221,15 @@ class SpttStage(ShardedStage):
         )
         received = exchange.wait(exchange.start(pooled.reshape(-1, 1)))
         if not self._inside.is_local and received.requires_grad:
-            received = on_backward(received, self._start_reduction)
+            received.register_hook(lambda _: self._start_reduction())  # once its gradient, and so the towers', is there
         return received
 
     def _run_towers(self, pooled: Tensor, group_lengths: Tensor | None, num_rows: int) -> Tensor:
         """(Q, W_s) of each seat, one after the other -> (Q, O_g, D)."""
         if not self.towers:
             return torch.zeros(num_rows, 0, self.out_dim, device=self.device, requires_grad=torch.is_grad_enabled())
-        lengths: Sequence[Tensor | None] = [None] * len(self.towers)
-        if group_lengths is not None:
-            lengths = group_lengths.split(self._tower_sizes)
-        inputs = [
-            mean(flat, own).view(num_rows, *shape)
-            for flat, own, mean, shape in zip(
-                self._route_inside(pooled, num_rows=num_rows),
-                lengths,
-                self._mean_pooling,
-                self._tower_shapes,
-                strict=True,
-            )
-        ]
+        columns = self._route_inside(pooled, num_rows=num_rows)
+        inputs = tower_inputs(columns, group_lengths, self._length_rows, self._mean_pooling, self._tower_shapes)
         # float32 on the wire: under autocast some towers come out in bf16 and some, or none, in float32, and all
         # ranks of the next exchange must send the same type.
         return run_towers(tower_modules(self.towers.values()), inputs).float()
@@ -266,7 +257,9 @@ class SpttStage(ShardedStage):
         """Vectors (group, sample, output) of width D -> (B, O, D) in plan order."""
         shape = (batch_size, self.out_features, self.out_dim)
         if self.topology.num_groups == 1:  # all towers are here, in plan order
-            return scale_gradient(rows.view(shape), 1 / self.topology.world_size)
+            if rows.requires_grad:
+                rows.register_hook(lambda gradient: gradient * (1 / self.topology.world_size))
+            return rows.view(shape)
         [ordered] = self._route_across(rows, num_rows=batch_size)
         return ordered.view(shape)
 

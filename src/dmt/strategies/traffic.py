@@ -164,7 +164,7 @@ def _add_ids_to_seats(traffic: Traffic, shape: StageShape, placement: Placement,
     topology = traffic.topology
     members, rows = topology.members(group=group), shape.batch_size * topology.num_groups
     # Blocks of rows get a part of each bag, so that even bags of one id come out empty or not.
-    cut = any(s.num_rows < s.table.num_embeddings for rank in members for s in placement.rank_shards[rank])
+    cut = any(not shard.has_all_rows for rank in members for shard in placement.rank_shards[rank])
     sends_lengths = cut or any(feature.multi_hot for feature in shape.group_features(placement, group))
     for target in members:
         lookups = placement.lookups(target)
