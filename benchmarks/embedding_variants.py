@@ -182,7 +182,7 @@ class Sptt(Variant):
 
     def cross_host_bytes(self) -> int:
         """What the stage's own meter has counted so far."""
-        return sum(size for (_, link), size in self.stage.meter.sent_bytes.items() if link == "cross_host")
+        return self.stage.meter.total_bytes("cross_host")
 
 
 class SpttByCollective(Sptt):

@@ -1,4 +1,4 @@
-"""WireTraffic logs the bytes that ``dmt describe`` predicts, and only where there is a wire that it can see."""
+"""WireTraffic logs the bytes that ``dmt describe`` predicts, and nothing where nothing is sent."""
 
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ def make_run(strategy: str, *, ranks_per_host: int = 2, options: dict[str, Any] 
     )
 
 
-def test_under_sptt_it_logs_what_describe_predicts() -> None:
+def test_it_logs_what_describe_predicts() -> None:
     validating = {"limit_val_batches": 1, "val_check_interval": 1, "num_sanity_val_steps": 1}
     runs = [
         make_run("sptt", options={"overlap": True}),
         make_run("sptt", options={"overlap": False}, **validating),
         make_run("sptt", options={"overlap": False, "hosts_per_group": 2, "sharding": "table_wise"}),
+        make_run("torchrec", options={"overlap": True}, **validating),
+        make_run("torchrec", options={"overlap": False}),
     ]
     by_rank = run_ranks(metered_fits, world_size=4, args=(runs, 4))
     for results in zip(*by_rank, strict=True):

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.describe import Layout, describe
 from dmt.modules import ClickModel, EmbeddingOptimizer, PassThrough, TowerStage, deferred_tables
 from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies.flat import FlatStage
+from dmt.strategies.flat_meter import count_torchrec
 from dmt.strategies.topology import Topology
 from tests.distributed.harness import init_gloo
 from tests.distributed.stage_cases import TOLERANCE, Case, Reference, check_case, draw_batch, draw_case
@@ -108,39 +108,6 @@ def payload_bytes(seed: int) -> dict[str, dict[str, tuple[int, int]]]:
     return found
 
 
-@contextmanager
-def counted_sends(topology: Topology) -> Iterator[dict[str, int]]:
-    """Bytes that this rank sends to other ranks, by link; sizes of messages to come left out."""
-    sent = {"intra_host": 0, "cross_host": 0}
-    originals = {n: getattr(dist, n) for n in ("all_to_all_single", "reduce_scatter_tensor", "all_gather_into_tensor")}
-
-    def count(group: dist.ProcessGroup | None, counts: list[int], itemsize: int) -> None:
-        for target, elements in zip(dist.get_process_group_ranks(group), counts, strict=True):
-            if target != dist.get_rank():
-                sent[topology.link(dist.get_rank(), target)] += elements * itemsize
-
-    def all_to_all(
-        output: Tensor, input: Tensor, output_split_sizes: Any = None, input_split_sizes: Any = None, **options: Any
-    ) -> Any:
-        if input_split_sizes is not None:
-            count(options["group"], input_split_sizes, input.element_size())
-        return originals["all_to_all_single"](output, input, output_split_sizes, input_split_sizes, **options)
-
-    def reduce_scatter(output: Tensor, input: Tensor, **options: Any) -> Any:
-        count(options["group"], [output.numel()] * options["group"].size(), input.element_size())
-        return originals["reduce_scatter_tensor"](output, input, **options)
-
-    def all_gather(output: Tensor, input: Tensor, **options: Any) -> Any:
-        count(options["group"], [input.numel()] * options["group"].size(), input.element_size())
-        return originals["all_gather_into_tensor"](output, input, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dist, "all_to_all_single", all_to_all)
-        patch.setattr(dist, "reduce_scatter_tensor", reduce_scatter)
-        patch.setattr(dist, "all_gather_into_tensor", all_gather)
-        yield sent
-
-
 def sent_and_predicted(ranks_per_host: int, seed: int) -> list[tuple[str, dict[str, int], dict[str, float]]]:
     """Bytes of a step under every kind and some precisions: those that this rank sent, and a rank's predicted mean."""
     init_gloo()
@@ -175,8 +142,9 @@ def sent_and_predicted(ranks_per_host: int, seed: int) -> list[tuple[str, dict[s
         weights = torch.rand(len(ids)) if schema.weighted else None
         lengths = torch.ones(len(ids), dtype=torch.int32)
         batch = KeyedJaggedTensor(list(schema.feature_names), ids, weights, lengths=lengths)
-        with counted_sends(topology) as sent:
+        with count_torchrec(stage.meter):
             stage(batch).sum().backward()
+        sent = {link: stage.meter.total_bytes(link) for link in predicted}
         found.append((f"{options}, weighted={schema.weighted}", sent, predicted))
     return found
 

@@ -1,6 +1,6 @@
 """What training sends over the wire, and how long it does nothing but wait for it."""
 
-from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,8 +8,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 
-from dmt.strategies.collectives import WireMeter
-from dmt.strategies.sptt import SpttStage
+from dmt.strategies.meter import WireMeter
 from dmt.strategies.strategy import TowerStrategy
 
 LINKS = ("intra_host", "cross_host")
@@ -20,30 +19,29 @@ class WireTraffic(Callback):
 
     ``intra_host_mb`` and ``cross_host_mb`` are megabytes (1e6 bytes) that a rank sends in a training step inside its
     host and to others: what the tower stages' collectives counted, and the dense gradients, taken as a ring in rank
-    order. ``exposed_comm_ms`` is the time of a step in which a rank waited for the tower stages' collectives with
-    nothing else to do, waiting for slower ranks included; on CUDA, where the device waits, it stays near zero.
+    order. ``exposed_comm_ms`` is the time of a step in which a rank waited for these collectives with nothing else to
+    do, waiting for slower ranks included; on CUDA, where the device waits, it stays near zero.
 
     All three are means over ranks and over the steps since the last time. The first step of a fit, which begins to
-    send the second one's ids as well, is left out, and so is validation. In a single process nothing is logged,
-    nor under the strategy ``torchrec``, whose collectives are TorchRec's.
+    send the second one's ids as well, is left out, and so is validation. On a single rank nothing is logged.
     """
 
     def __init__(self) -> None:
         self._meters: list[WireMeter] = []
-        self._dense = np.zeros(len(LINKS))  # bytes of a step's dense gradients
+        self._counting = ExitStack()
         self._counted_from: tuple[int, NDArray[np.float64]] | None = None
         self._paused: NDArray[np.float64] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._meters, self._counted_from = [], None
-        strategy = trainer.strategy
-        if not isinstance(strategy, TowerStrategy) or trainer.world_size == 1:
-            return
-        stages = list(strategy.stages.values())
-        meters = [stage.meter for stage in stages if isinstance(stage, SpttStage)]
-        if len(meters) == len(stages):
-            self._meters = meters
-            self._dense = _sent([_dense_gradients(strategy, pl_module)])
+        if isinstance(trainer.strategy, TowerStrategy) and trainer.world_size > 1:
+            self._meters = self._counting.enter_context(trainer.strategy.metered())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._counting.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._counting.close()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._paused = self._totals()
@@ -67,31 +65,16 @@ class WireTraffic(Callback):
         if step == first_step or not every or step % every:
             return
         totals = self._totals()
-        per_step = (totals - before) / (step - first_step)
+        intra_host, cross_host, waited = (totals - before) / (step - first_step)
         self._counted_from = step, totals
-        intra_host, cross_host = per_step[:2] + self._dense
         values = {
             "intra_host_mb": intra_host / 1e6,
             "cross_host_mb": cross_host / 1e6,
-            "exposed_comm_ms": per_step[2] * 1e3,
+            "exposed_comm_ms": waited * 1e3,
         }
         pl_module.log_dict({n: float(v) for n, v in values.items()}, prog_bar=True, sync_dist=True, batch_size=1)
 
     def _totals(self) -> NDArray[np.float64]:
         """Bytes inside hosts and across, and seconds waited, since the meters were made."""
-        return np.append(_sent(self._meters), sum(sum(meter.waited_s.values()) for meter in self._meters))
-
-
-def _sent(meters: Sequence[WireMeter]) -> NDArray[np.float64]:
-    return np.array(
-        [sum(n for m in meters for (_, at), n in m.sent_bytes.items() if at == link) for link in LINKS], float
-    )
-
-
-def _dense_gradients(strategy: TowerStrategy, pl_module: pl.LightningModule) -> WireMeter:
-    """What DistributedDataParallel sends in a step: the gradients of all parameters that every rank has."""
-    local = {f"{name}.{own}" for name, stage in strategy.stages.items() for own in stage.rank_local_names()}
-    shared = [p for name, p in pl_module.named_parameters() if p.requires_grad and name not in local]
-    meter = WireMeter(strategy.topology, strategy.global_rank)
-    meter.add_ring("dense_gradients", range(strategy.world_size), sum(p.nbytes for p in shared))
-    return meter
+        sent = [sum(meter.total_bytes(link) for meter in self._meters) for link in LINKS]
+        return np.array([*sent, sum(sum(meter.waited_s.values()) for meter in self._meters)])

@@ -1,50 +1,18 @@
-"""Collectives that gradients pass through, and the count of bytes they put on the wire.
+"""Collectives that gradients pass through, each counting the bytes it puts on the wire.
 
-Everything the tower stage sends goes through :class:`Hop`, so the bytes counted here are the bytes sent.
+Everything SPTT's tower stage sends goes through :class:`Hop`, so the bytes counted here are the bytes sent.
 """
 
-import time
-from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dmt.strategies.topology import Topology
+from dmt.strategies.meter import WireMeter
 from dmt.strategies.wire import WireFormat
-
-
-@dataclass
-class WireMeter:
-    """What this rank has sent to other ranks, by purpose and link, and how long it waited for others.
-
-    ``sent_bytes[purpose, "intra_host"]`` counts bytes to ranks of the same host, ``sent_bytes[purpose,
-    "cross_host"]`` those to other hosts; ``messages`` counts the ranks they went to. Nothing is counted for a rank's
-    message to itself. ``waited_s[purpose]`` is the time in which the calling thread had nothing to do but wait; on
-    CUDA, where waiting is left to the device, it stays near zero.
-    """
-
-    topology: Topology
-    rank: int
-    sent_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    messages: Counter[tuple[str, str]] = field(default_factory=Counter)
-    waited_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def add(self, purpose: str, ranks: Sequence[int], num_bytes: Sequence[int]) -> None:
-        """Count ``num_bytes[i]`` sent to ``ranks[i]``."""
-        for rank, size in zip(ranks, num_bytes, strict=True):
-            if rank != self.rank and size:
-                key = purpose, self.topology.link(self.rank, rank)
-                self.sent_bytes[key] += size
-                self.messages[key] += 1
-
-    def add_ring(self, purpose: str, ranks: Sequence[int], num_bytes: int) -> None:
-        """Count an all-reduce of ``num_bytes`` as a ring in rank order: 2 (n-1)/n of them to the next rank."""
-        following = ranks[(ranks.index(self.rank) + 1) % len(ranks)]
-        self.add(purpose, [following], [2 * (len(ranks) - 1) * num_bytes // len(ranks)])
 
 
 @dataclass
@@ -59,10 +27,9 @@ class InFlight:
     def wait(self) -> Tensor:
         """What this rank receives, once it is there."""
         if self.works:
-            started = time.perf_counter()
-            for work in self.works:
-                work.wait()
-            self.meter.waited_s[self.purpose] += time.perf_counter() - started
+            with self.meter.waiting(self.purpose):
+                for work in self.works:
+                    work.wait()
             self.works = []
         return self.received
 
@@ -246,9 +213,11 @@ class PendingSizes:
     Args:
         group: the ranks; ``None`` for this one alone.
         device: where the backend wants tensors.
+        meter: counts the time spent waiting, though not these few bytes.
     """
 
-    def __init__(self, size: int, *, group: dist.ProcessGroup | None, device: torch.device) -> None:
+    def __init__(self, size: int, *, group: dist.ProcessGroup | None, device: torch.device, meter: WireMeter) -> None:
+        self.meter = meter
         own = torch.tensor([size], device=device)
         self._sizes, self._work = [own], None
         if group is not None:
@@ -258,6 +227,7 @@ class PendingSizes:
     def wait(self) -> list[int]:
         """The gathered integers, by rank."""
         if self._work is not None:
-            self._work.wait()
+            with self.meter.waiting("sizes"):
+                self._work.wait()
             self._work = None
         return torch.cat(self._sizes).tolist()

@@ -34,6 +34,7 @@ from dmt.strategies.flat_sharding import (
     plan_placement,
     same_plan_on_all_ranks,
 )
+from dmt.strategies.meter import WireMeter
 from dmt.strategies.stage import Distributed, Distribution, ShardedStage
 from dmt.strategies.topology import Topology
 from dmt.strategies.wire import WirePrecision
@@ -102,6 +103,7 @@ class FlatStage(ShardedStage):
         # Hidden from the module tree: TorchRec shows its tables as parameters that require gradients, though its
         # kernel updates them itself; neither the dense optimiser nor DistributedDataParallel may see them.
         self._embeddings = [self._shard(stage, sharding, rank_memory_bytes)]
+        self.meter = WireMeter(topology, dist.get_rank())
         self._state = self._sharded_tables(stage)
         self._initialize(stage)
         copy_into_shards(self._state, stage.embeddings.state_dict(prefix="embeddings."))
@@ -182,7 +184,7 @@ class FlatStage(ShardedStage):
         if self._batch_step:
             self._check_ids(features)
             group = dist.group.WORLD if self.topology.world_size > 1 else None
-            sizes = PendingSizes(batch_size, group=group, device=self.device)
+            sizes = PendingSizes(batch_size, group=group, device=self.device, meter=self.meter)
             yield
             batch_sizes = sizes.wait()
             steps = max(-(-max(batch_sizes) // self._batch_step), 1)

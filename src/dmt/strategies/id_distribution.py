@@ -152,7 +152,7 @@ class IdDistribution:
         """Distribute a batch; see :data:`~dmt.strategies.stage.Distribution`."""
         bags = self.bag_order(features)
         self._check_ids(bags)
-        sizes = PendingSizes(bags.batch_size, group=self.hops.world, device=self.device)
+        sizes = PendingSizes(bags.batch_size, group=self.hops.world, device=self.device, meter=self.hops.peer_ids.meter)
         yield
         batch_sizes = sizes.wait()
         held = yield from self._to_peers(bags, batch_sizes)

@@ -1,6 +1,8 @@
 """The two Strategies that a user names: ``sptt`` and the flat baseline ``torchrec``."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch
@@ -10,6 +12,8 @@ from typing_extensions import override
 from dmt.errors import UserInputError
 from dmt.modules.stage import TowerStage
 from dmt.strategies.flat import FlatStage
+from dmt.strategies.flat_meter import count_torchrec
+from dmt.strategies.meter import WireMeter
 from dmt.strategies.sptt import ProcessGroups, SpttStage
 from dmt.strategies.stage import ShardedStage
 from dmt.strategies.strategy import DEFAULT_TIMEOUT, TowerStrategy
@@ -59,6 +63,12 @@ class TorchRecStrategy(TowerStrategy):
                 "choose sptt"
             )
         super().refuse_unsupported(trainer)
+
+    @contextmanager
+    @override
+    def metered(self) -> Iterator[list[WireMeter]]:
+        with super().metered() as meters, count_torchrec(meters[0]):
+            yield meters
 
     @override
     def shard_stage(self, stage: TowerStage, topology: Topology) -> ShardedStage:

@@ -23,8 +23,9 @@ from dmt.modules.columns import ColumnBlock, ColumnRoute
 from dmt.modules.embeddings import FusedEmbeddingBags
 from dmt.modules.shards import ShardedState, TensorShard, copy_into_shards
 from dmt.modules.stage import Pending, TowerStage, run_towers, tower_inputs, tower_mean_pooling, tower_modules
-from dmt.strategies.collectives import Hop, InFlight, RowExchange, WireMeter
+from dmt.strategies.collectives import Hop, InFlight, RowExchange
 from dmt.strategies.id_distribution import IdDistribution, IdHops, LookupIds
+from dmt.strategies.meter import WireMeter
 from dmt.strategies.placement import place
 from dmt.strategies.stage import Distribution, ShardedStage, table_costs, wire_id_dtype
 from dmt.strategies.topology import Topology

@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.modules.shards import ShardedState
 from dmt.modules.stage import Pending, Stage, TowerStage
+from dmt.strategies.meter import WireMeter
 from dmt.strategies.placement import TableCost
 from dmt.strategies.topology import Topology
 
@@ -96,6 +97,7 @@ class ShardedStage(Stage):
 
     strategy_name: str
     topology: Topology
+    meter: WireMeter
     feature_keys: list[str]
 
     def __init__(self) -> None:

@@ -39,6 +39,7 @@ from dmt.modules.stage import TowerStage
 from dmt.strategies.agreement import require_agreement
 from dmt.strategies.checkpoint import CheckpointDirectory
 from dmt.strategies.lookahead import jagged_tensors, look_ahead
+from dmt.strategies.meter import DenseReduction, WireMeter
 from dmt.strategies.stage import ShardedStage
 from dmt.strategies.topology import Topology
 from dmt.strategies.wire import WirePrecision, check_precision
@@ -109,10 +110,24 @@ class TowerStrategy(DDPStrategy):
         self.backward_precision: WirePrecision = backward_precision
         self.overlap = overlap
         self.stages: dict[str, ShardedStage] = {}
+        self._dense_reduction: DenseReduction | None = None
 
     @abstractmethod
     def shard_stage(self, stage: TowerStage, topology: Topology) -> ShardedStage:
         """Make the sharded stage; called on every rank at the same point."""
+
+    @contextmanager
+    def metered(self) -> Iterator[list[WireMeter]]:
+        """While open, the meters count all that training sends."""
+        assert self.lightning_module is not None
+        local = {f"{name}.{own}" for name, stage in self.stages.items() for own in stage.rank_local_names()}
+        shared = [p for n, p in self.lightning_module.named_parameters() if p.requires_grad and n not in local]
+        meter = WireMeter(self.topology, self.global_rank)
+        self._dense_reduction = DenseReduction(meter, sum(p.nbytes for p in shared))
+        try:
+            yield [*(stage.meter for stage in self.stages.values()), meter]
+        finally:
+            self._dense_reduction = None
 
     @property
     def topology(self) -> Topology:
@@ -318,11 +333,15 @@ class TowerStrategy(DDPStrategy):
             closure_loss = closure_loss * (sizes[self.global_rank] * len(sizes) / sum(sizes))
         for stage in self.stages.values():
             stage.advance()
+        if self._dense_reduction is not None:
+            self._dense_reduction.before_backward(closure_loss)
         return super().backward(closure_loss, optimizer, *args, **kwargs)
 
     @override
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)
+        if self._dense_reduction is not None:
+            self._dense_reduction.after_backward()
         for stage in self.stages.values():
             stage.advance()
             stage.reduce_gradients()

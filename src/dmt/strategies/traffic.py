@@ -1,7 +1,7 @@
 """Bytes an iteration puts on the wire, worked out from the placement before anything runs.
 
 Payloads of the tower stage are exact for single-hot features, but for row-wise shards, whose ids are taken as even
-over the rows; for other features they are expectations. :class:`~dmt.strategies.collectives.WireMeter` counts the
+over the rows; for other features they are expectations. :class:`~dmt.strategies.meter.WireMeter` counts the
 same keys in a run. All-reduces are taken as rings in rank order. The 8-byte batch sizes that ranks tell each other
 are left out.
 
