@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dmt.modules import ClickModel, TopArch, TowerStage, deferred_tables
+from dmt.flops import count_flops
+from dmt.modules import ClickModel, TowerStage, deferred_tables
 from dmt.modules.shards import TableShard
-from dmt.modules.stage import Pending, Ready, Stage, run_towers
 from dmt.modules.towers import ProjectedTower
 from dmt.schema import FeatureSchema
 from dmt.strategies.flat_sharding import flat_plan, flat_tables, plan_kinds, plan_placement
@@ -25,8 +23,6 @@ from dmt.strategies.stage import table_costs, wire_id_dtype
 from dmt.strategies.topology import Topology
 from dmt.strategies.traffic import FLOAT_BYTES, StageShape, Traffic, flat_traffic, sptt_traffic
 from dmt.strategies.wire import WirePrecision
-
-_FLOP_BATCH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +70,14 @@ def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[s
     elements_in = sum(feature.block.width for own in stage.tower_features for feature in own)
     placement, kinds = _placement(stage, layout)
     traffic = _traffic(stage, layout, placement, kinds, tower_params, dense)
+    flops = count_flops(top, len(schema.dense))
     return {
         "parameters": tables + sum(tower_params) + dense,
         "embedding_parameters": tables,
         "tower_parameters": sum(tower_params),
         "dense_parameters": dense,
-        "mflops_per_sample": _flops_per_sample(top, stage, len(schema.dense)) / 1e6,
+        "mflops_per_sample": flops.as_reported / 1e6,
+        "mflops_executed": flops.executed / 1e6,
         "compression_ratio": elements_in / (stage.out_features * stage.out_dim),
         "plan_method": stage.plan.method,
         "towers": _describe_towers(stage, placement),
@@ -145,35 +143,6 @@ def _kind(shards: list[TableShard]) -> ShardingKind:
     if cuts_rows:
         return "grid_shard" if cuts_columns else "row_wise"
     return "column_wise" if cuts_columns else "table_wise"
-
-
-class _CountedStage(Stage):
-    """A tower stage whose lookups are replaced by embeddings on the meta device, which cost no FLOPs."""
-
-    def __init__(self, stage: TowerStage) -> None:
-        super().__init__()
-        self.stage = stage
-        self.out_features, self.out_dim = stage.out_features, stage.out_dim
-
-    def start(self, features: KeyedJaggedTensor | None) -> Pending:
-        inputs = [
-            torch.empty(_FLOP_BATCH, *shape, device="meta", requires_grad=True) for shape in self.stage.tower_shapes
-        ]
-        return Ready(run_towers(self.stage.tower_modules, inputs))
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        raise AssertionError("a stage that is only counted has no rows")
-
-
-def _flops_per_sample(top: TopArch, stage: TowerStage, num_dense: int) -> float:
-    """Forward and backward, 2 per multiply-add; no gradient of the numeric inputs, as in training."""
-    for parent in list(top.modules()):
-        for name, child in parent.named_children():
-            if child is stage:
-                setattr(parent, name, _CountedStage(stage))
-    with FlopCounterMode(display=False) as counter:
-        top(torch.empty(_FLOP_BATCH, num_dense, device="meta"), None).sum().backward()
-    return counter.get_total_flops() / _FLOP_BATCH
 
 
 def _placement(stage: TowerStage, layout: Layout) -> tuple[Placement, dict[str, str]]:
@@ -274,7 +243,8 @@ def print_description(description: dict[str, Any]) -> None:
         "compression ratio": f"{description['compression_ratio']:.2f}",
         "parameters": f"{description['parameters']:,} ({description['embedding_parameters']:,} in tables, "
         f"{description['tower_parameters']:,} in towers, {description['dense_parameters']:,} in dense layers)",
-        "MFLOPs per sample": f"{description['mflops_per_sample']:.3f} (forward and backward)",
+        "MFLOPs per sample": f"{description['mflops_per_sample']:.3f} forward and backward, "
+        f"{description['mflops_executed']:.3f} executed",
         "tables": ", ".join(f"{n} {kind}" for kind, n in Counter(t["sharding"] for t in description["tables"]).items()),
         "layout": _layout_line(layout),
         "memory per rank": f"{_mb(memory['embedding_tables'])} tables, {_mb(memory['dense_layers'])} dense layers",

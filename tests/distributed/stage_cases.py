@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dmt.modules import DLRMTower, EmbeddingOptimizer, PassThrough, TowerStage, deferred_tables
+from dmt.modules import DCNTower, DLRMTower, EmbeddingOptimizer, PassThrough, TowerStage, deferred_tables
 from dmt.modules.embeddings import weight_name
 from dmt.modules.shards import TensorShard
 from dmt.plan import TowerPlan
@@ -48,6 +48,7 @@ class Case:
     tower: object
     pooling: dict[str, str] = field(default_factory=dict)
     table_dims: dict[str, int] = field(default_factory=dict)
+    unwrap_singletons: bool = False
 
     def build(self, optimizer_name: str = "sgd") -> TowerStage:
         """The plain stage; every call gives the same initial values."""
@@ -61,6 +62,7 @@ class Case:
             optimizer=optimizer,
             pooling=self.pooling,
             table_dims=self.table_dims,
+            unwrap_singletons=self.unwrap_singletons,
         )
 
 
@@ -91,12 +93,20 @@ def draw_case(rng: random.Random, *, multi_hot: bool, varied: bool = False) -> C
     cuts = [0, *sorted(rng.sample(range(1, num_features), num_towers - 1)), num_features]
     plan = TowerPlan(towers=[names[a:b] for a, b in itertools.pairwise(cuts)])
     c, p = rng.choice([(1, 0), (0, 1), (1, 2), (2, 1)])
-    towers = [PassThrough, partial(DLRMTower, c=c, p=p, out_dim=rng.choice([3, 8]))]
+    embedding_dim = rng.choice([4, 8, 16])
+    out_dim = rng.choice([3, embedding_dim])
+    outputs, rank = rng.choice([None, 1, 2]), rng.choice([1, 3])
+    towers = [
+        PassThrough,
+        partial(DLRMTower, c=c, p=p, out_dim=out_dim),
+        partial(DCNTower, num_outputs=outputs, low_rank=rank, out_dim=out_dim),
+    ]
     means = {name: rng.choice(["sum", "mean"]) for name in names if varied and rng.random() < 0.7}
     dims = {name: rng.choice([4, 8, 12, 20]) for name in sorted(set(tables.values())) if varied and rng.random() < 0.3}
     if varied and rng.random() < 0.3:
-        return Case(schema, draw_column_plan(names, rng), 16, towers[1], means)
-    return Case(schema, plan, rng.choice([4, 8, 16]), rng.choice(towers), means, dims)
+        return Case(schema, draw_column_plan(names, rng), 16, rng.choice(towers[1:]), means)
+    unwrap = out_dim == embedding_dim and rng.random() < 0.5
+    return Case(schema, plan, embedding_dim, rng.choice(towers), means, dims, unwrap)
 
 
 def draw_column_plan(names: list[str], rng: random.Random) -> TowerPlan:

@@ -1,63 +1,16 @@
-"""Dot interaction and DLRM against TorchRec's and an einsum."""
-
-import random
+"""DLRM against TorchRec's parts."""
 
 import pytest
 import torch
-from torch import Tensor
 from torchrec.models.dlrm import InteractionArch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.errors import UserInputError
-from dmt.modules import DLRM, DotInteraction, EmbeddingOptimizer, PassThrough, TowerStage
-from dmt.plan import TowerPlan
-from dmt.schema import CategoricalFeature, FeatureSchema
+from dmt.modules import DLRM, DotInteraction
+from tests.modules.top_arch_cases import make_batch, make_stage
 
 # Dot products of up to 16 float32 values of order 1 in another order: rounding of about sqrt(16) * 6e-8 =
 # 2e-7, times a few for the layers of an over arch; 1e-5 leaves a factor ten and more.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def make_stage(num_features: int = 3, embedding_dim: int = 8) -> TowerStage:
-    names = [f"f{index}" for index in range(num_features)]
-    return TowerStage(
-        schema=FeatureSchema(categorical=[CategoricalFeature(name=name, num_embeddings=5) for name in names]),
-        plan=TowerPlan.strided(names, num_towers=min(2, num_features)),
-        embedding_dim=embedding_dim,
-        tower=PassThrough,
-        optimizer=EmbeddingOptimizer(),
-    )
-
-
-def make_batch(stage: TowerStage, size: int, num_dense: int) -> tuple[Tensor, KeyedJaggedTensor]:
-    names = list(stage.schema.feature_names)
-    ids = torch.randint(0, 5, (len(names) * size,))
-    sparse = KeyedJaggedTensor(names, ids, lengths=torch.ones(len(names) * size, dtype=torch.int32))
-    return torch.randn(size, num_dense), sparse
-
-
-def test_pairs_come_in_torchrecs_order(seed: int, rng: random.Random) -> None:
-    num_vectors, dim = rng.randint(2, 9), rng.randint(1, 16)
-    vectors = torch.randn(4, num_vectors, dim)
-    pairs = DotInteraction(num_vectors)(vectors)
-    # The upper triangle row by row: (0,1), (0,2), ..., (1,2), ...
-    expected = [vectors[:, i] @ vectors[:, j].T for i in range(num_vectors) for j in range(i + 1, num_vectors)]
-    torch.testing.assert_close(pairs, torch.stack([e.diagonal() for e in expected], dim=1), **TOLERANCE)
-    # TorchRec's interaction puts the first vector before its pairs.
-    theirs = InteractionArch(num_sparse_features=num_vectors - 1)(vectors[:, 0], vectors[:, 1:])
-    torch.testing.assert_close(pairs, theirs[:, dim:], **TOLERANCE)
-
-
-def test_the_interactions_gradient_equals_an_einsums(seed: int, rng: random.Random) -> None:
-    num_vectors = rng.randint(2, 9)
-    interaction = DotInteraction(num_vectors)
-    vectors = torch.randn(4, num_vectors, 6, requires_grad=True)
-    weights = torch.randn(4, interaction.out_features)
-    [gradient] = torch.autograd.grad((interaction(vectors) * weights).sum(), vectors)
-    rows, columns = torch.triu_indices(num_vectors, num_vectors, offset=1)
-    products = torch.einsum("bid,bjd->bij", vectors, vectors)[:, rows, columns]
-    [expected] = torch.autograd.grad((products * weights).sum(), vectors)
-    torch.testing.assert_close(gradient, expected, **TOLERANCE)
 
 
 def test_dlrm_equals_torchrecs_interaction_and_over_arch(seed: int) -> None:

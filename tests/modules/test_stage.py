@@ -26,7 +26,11 @@ PLAN = [["d", "a"], ["c"], ["e", "b"]]
 
 
 def make_stage(
-    *, multi_hot: bool = False, tower: TowerFactory = PassThrough, plan: list[list[str]] | None = None
+    *,
+    multi_hot: bool = False,
+    tower: TowerFactory = PassThrough,
+    plan: list[list[str]] | None = None,
+    unwrap_singletons: bool = False,
 ) -> TowerStage:
     plan = plan or PLAN
     features = [
@@ -39,6 +43,7 @@ def make_stage(
         embedding_dim=8,
         tower=tower,
         optimizer=EmbeddingOptimizer(),
+        unwrap_singletons=unwrap_singletons,
     )
 
 
@@ -242,6 +247,18 @@ def test_a_tower_that_returns_another_shape_is_named(rng: random.Random) -> None
 def test_towers_of_different_output_dims_are_refused() -> None:
     with pytest.raises(UserInputError, match=r"tower: output dims \[2, 1, 2\] differ .* one output dim D"):
         make_stage(tower=lambda features, dim: DLRMTower(features, dim, out_dim=features))
+
+
+def test_towers_of_one_feature_may_go_without_a_module(seed: int, rng: random.Random) -> None:
+    tower = partial(DLRMTower, c=0, p=2, out_dim=8)
+    stage, wrapped = (make_stage(tower=tower, unwrap_singletons=unwrap) for unwrap in (True, False))
+    assert [type(module).__name__ for module in stage.tower_modules] == ["DLRMTower", "PassThrough", "DLRMTower"]
+    assert {type(module).__name__ for module in wrapped.tower_modules} == {"DLRMTower"}
+    assert (stage.out_features, wrapped.out_features) == (5, 6)
+    batch = make_batch(stage, 3, rng)
+    torch.testing.assert_close(stage(batch), by_tower(stage, batch), **TOLERANCE)
+    with pytest.raises(UserInputError, match=r"output dims \[5, 8, 5\] .* \(unwrap_singletons\) has the embedding dim"):
+        make_stage(tower=partial(DLRMTower, c=0, p=2, out_dim=5), unwrap_singletons=True)
 
 
 @pytest.mark.parametrize("factory", [lambda features, dim: nn.Identity(), nn.Linear])

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from dmt.errors import UserInputError
-from dmt.modules import DLRMTower, PassThrough
+from dmt.modules import DCNTower, DLRMTower, PassThrough
 from dmt.modules.towers import TowerFactory
 
 # Dot products of up to 7 * 12 = 84 float32 values of order 1 in another order: rounding of about
 # sqrt(84) * 6e-8 = 6e-7; 1e-5 leaves a factor ten.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+# Up to three cross layers, each a product with values of order up to 10: errors of the one before are multiplied.
+CROSSED_TOLERANCE = {"rtol": 1e-4, "atol": 1e-3}
 
 
 def listing_1(tower: DLRMTower, embeddings: Tensor) -> Tensor:
@@ -53,6 +55,36 @@ def test_mixes_see_every_feature_and_projections_one() -> None:
     assert sources == [[0, 1, 2], [0], [0], [1], [1], [2], [2]]
 
 
+def listing_2(tower: DCNTower, embeddings: Tensor) -> Tensor:
+    """Cross layers x_(l+1) = x_0 * (W V x_l + b) + x_l over all of a tower's columns, then a linear layer."""
+    start = crossed = embeddings.flatten(1)
+    net = tower.cross
+    for down, up, bias in zip(net.V_kernels, net.W_kernels, net.bias, strict=True):
+        crossed = start * (torch.einsum("nr,rm,bm->bn", up, down, crossed) + bias) + crossed
+    if tower.project is not None:
+        crossed = torch.einsum("on,bn->bo", tower.project.weight, crossed) + tower.project.bias
+    return crossed.reshape(len(embeddings), tower.out_features, tower.out_dim)
+
+
+@pytest.mark.parametrize("num_outputs", [None, 1, 3])
+def test_dcn_tower_equals_the_papers_listing(seed: int, rng: random.Random, num_outputs: int | None) -> None:
+    num_features, dim, out_dim = rng.randint(1, 7), rng.choice([4, 8, 12]), rng.randint(1, 9)
+    options = {"num_layers": rng.randint(1, 3), "low_rank": rng.randint(1, 5)}
+    tower = DCNTower(num_features, dim, out_dim=out_dim, num_outputs=num_outputs, **options)
+    for bias in tower.cross.bias:
+        torch.nn.init.normal_(bias)  # TorchRec's are zero at first
+    output = tower(embeddings := torch.randn(5, num_features, dim))
+    assert output.shape == (5, num_outputs or num_features, out_dim) == (5, tower.out_features, tower.out_dim)
+    torch.testing.assert_close(output, listing_2(tower, embeddings), **CROSSED_TOLERANCE)
+
+
+def test_a_dcn_tower_of_one_feature_may_go_without_projection(seed: int) -> None:
+    tower = DCNTower(1, 8, out_dim=8, num_outputs=3, low_rank=2, project_singletons=False)
+    assert tower.project is None and tower.out_features == 1
+    torch.testing.assert_close(tower(embeddings := torch.randn(5, 1, 8)), listing_2(tower, embeddings))
+    assert DCNTower(2, 8, out_dim=8, low_rank=2, project_singletons=False).project is not None
+
+
 def test_paper_settings_compress_as_the_paper_says() -> None:
     # Section 3.2, N = 128: c=1, p=0, D=64 halves the elements that cross hosts, whatever the tower's size.
     for num_features in (1, 3, 13):
@@ -64,7 +96,11 @@ def test_paper_settings_compress_as_the_paper_says() -> None:
     assert tower(torch.zeros(3, 2, 128)).shape == (3, 1, 128)
 
 
-@pytest.mark.parametrize("factory", [partial(DLRMTower, c=2, p=1, out_dim=5), PassThrough], ids=["dlrm", "pass"])
+@pytest.mark.parametrize(
+    "factory",
+    [partial(DLRMTower, c=2, p=1, out_dim=5), partial(DCNTower, low_rank=3, out_dim=5), PassThrough],
+    ids=["dlrm", "dcn", "pass"],
+)
 def test_samples_are_independent_and_may_be_none(seed: int, factory: TowerFactory) -> None:
     tower = factory(3, 4)
     embeddings = torch.randn(6, 3, 4)
@@ -93,3 +129,22 @@ def test_pass_through_changes_nothing(seed: int) -> None:
 def test_wrong_sizes_are_named(options: dict, message: str) -> None:
     with pytest.raises(UserInputError, match=f"^{message}$"):
         DLRMTower(3, 4, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out_dim": 0}, "DCNTower out_dim=0: give a positive number"),
+        ({"out_dim": 4, "num_outputs": 0}, "DCNTower num_outputs=0: give a positive number"),
+        ({"out_dim": 4, "num_layers": 0}, "DCNTower num_layers=0: give a positive number"),
+        ({"out_dim": 4, "low_rank": -2}, "DCNTower low_rank=-2: give a positive number"),
+        (
+            {"out_dim": 8, "project_singletons": False},
+            "DCNTower out_dim=8: with project_singletons=False a tower of one feature keeps its width 4; give "
+            "out_dim=4, or project_singletons=True",
+        ),
+    ],
+)
+def test_wrong_sizes_of_a_dcn_tower_are_named(options: dict, message: str) -> None:
+    with pytest.raises(UserInputError, match=f"^{message}$"):
+        DCNTower(1, 4, **options)

@@ -4,6 +4,7 @@ from dmt.datamodules.arrays import ClickArrays
 from dmt.datamodules.encoder import TabularEncoder
 from dmt.datamodules.loader import ClickLoader, EvaluationLoader, GlobalBatchSampler
 from dmt.datamodules.module import ClickDataModule
+from dmt.datamodules.random_clicks import RandomClicks
 from dmt.datamodules.synthetic import SyntheticClicks
 from dmt.datamodules.tabular import TabularClicks
 
@@ -13,6 +14,7 @@ __all__ = [
     "ClickLoader",
     "EvaluationLoader",
     "GlobalBatchSampler",
+    "RandomClicks",
     "SyntheticClicks",
     "TabularClicks",
     "TabularEncoder",

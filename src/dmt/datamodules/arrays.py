@@ -48,17 +48,8 @@ class ClickArrays:
         # numpy alone: np.take is several times faster than indexing, and the threads of a torch operator
         # would wait for each other where ranks share the cores.
         ids = np.take(self.ids, indices, axis=0).T.astype(np.int64, order="C")  # (F, B)
-        sparse_features = KeyedJaggedTensor(
-            keys=list(self.feature_names),
-            values=torch.from_numpy(ids.reshape(-1)),
-            lengths=torch.from_numpy(np.ones(ids.size, dtype=np.int32)),
-            stride=len(indices),  # with B = 0 it could not be told from the lengths
-        )
-        return Batch(
-            dense_features=torch.from_numpy(np.take(self.dense, indices, axis=0)),
-            sparse_features=sparse_features,
-            labels=torch.from_numpy(np.take(self.labels, indices).astype(np.float32)),
-        )
+        dense, labels = np.take(self.dense, indices, axis=0), np.take(self.labels, indices).astype(np.float32)
+        return single_hot_batch(self.feature_names, dense=dense, ids=ids, labels=labels)
 
     def save(self, folder: Path) -> None:
         """Write ``dense.npy``, ``ids.npy`` and ``labels.npy`` into ``folder``, which is created."""
@@ -76,3 +67,24 @@ class ClickArrays:
             ids=np.load(folder / "ids.npy", mmap_mode="r"),
             labels=np.load(folder / "labels.npy", mmap_mode="r"),
         )
+
+
+def single_hot_batch(feature_names: Sequence[str], *, dense: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Batch:
+    """A batch of one id per sample and feature; shares the arrays' memory.
+
+    Args:
+        feature_names: the F categorical features.
+        dense: float32 (B, C).
+        ids: int64 (F, B).
+        labels: float32 (B,).
+    """
+    return Batch(
+        dense_features=torch.from_numpy(dense),
+        sparse_features=KeyedJaggedTensor(
+            keys=list(feature_names),
+            values=torch.from_numpy(ids.reshape(-1)),
+            lengths=torch.from_numpy(np.ones(ids.size, dtype=np.int32)),
+            stride=ids.shape[1],  # with B = 0 it could not be told from the lengths
+        ),
+        labels=torch.from_numpy(labels),
+    )

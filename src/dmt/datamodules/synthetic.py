@@ -84,7 +84,7 @@ class SyntheticClicks(ClickDataModule):
         self.num_samples = {"train": num_train, "valid": num_valid, "test": num_test}
         self._schema = FeatureSchema(
             categorical=[CategoricalFeature(name=name, num_embeddings=num_embeddings) for name in self._feature_names],
-            dense=_names("d", num_dense),
+            dense=numbered_names("d", num_dense),
         )
 
     def setup(self, stage: str | None = None) -> None:
@@ -119,7 +119,7 @@ class SyntheticClicks(ClickDataModule):
 
     @property
     def _feature_names(self) -> list[str]:
-        return _names("c", self.num_features)
+        return numbered_names("c", self.num_features)
 
     def _generate(self, split: str) -> ClickArrays:
         num_samples = self.num_samples[split]
@@ -132,7 +132,7 @@ class SyntheticClicks(ClickDataModule):
         return ClickArrays(feature_names=self._feature_names, dense=dense, ids=ids, labels=labels)
 
 
-def _names(prefix: str, count: int) -> list[str]:
+def numbered_names(prefix: str, count: int) -> list[str]:
     """``c00`` to ``c15``: zeros in front, so that names sort in column order."""
     width = len(str(count - 1))
     return [f"{prefix}{index:0{width}d}" for index in range(count)]

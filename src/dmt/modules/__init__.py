@@ -1,17 +1,21 @@
 """Models: embeddings, tower modules, interactions, top archs and the LightningModule. All of it unsharded."""
 
 from dmt.modules.click_model import ClickModel
-from dmt.modules.dlrm import DLRM, TopArch
+from dmt.modules.dcn import DCN
+from dmt.modules.dlrm import DLRM
 from dmt.modules.embeddings import EmbeddingOptimizer, FusedEmbeddingBags, deferred_tables
 from dmt.modules.interactions import DotInteraction
 from dmt.modules.metrics import Calibration, LogLoss, NormalizedEntropy, click_metrics
 from dmt.modules.stage import TowerStage
-from dmt.modules.towers import DLRMTower, PassThrough, TowerModule
+from dmt.modules.top_arch import TopArch
+from dmt.modules.towers import DCNTower, DLRMTower, PassThrough, TowerModule
 
 __all__ = [
+    "DCN",
     "DLRM",
     "Calibration",
     "ClickModel",
+    "DCNTower",
     "DLRMTower",
     "DotInteraction",
     "EmbeddingOptimizer",

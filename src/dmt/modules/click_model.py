@@ -18,12 +18,13 @@ from torchmetrics import MetricCollection
 from torchrec.datasets.utils import Batch
 
 from dmt.errors import UserInputError
-from dmt.modules.dlrm import DLRM, TopArch, TopArchFactory
+from dmt.modules.dlrm import DLRM
 from dmt.modules.embeddings import EmbeddingOptimizer
 from dmt.modules.limits import check_trainer
 from dmt.modules.metrics import click_metrics
 from dmt.modules.optimizers import match_by_name
 from dmt.modules.stage import Pooling, Stage, TowerStage
+from dmt.modules.top_arch import TopArch, TopArchFactory
 from dmt.modules.towers import PassThrough, TowerFactory
 from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
@@ -47,6 +48,7 @@ class ClickModel(L.LightningModule):
             features each tower gets blocks of their columns.
         plan: TowerPlan file (or object) that assigns features to towers; overrides ``num_towers``.
         tower: tower module by class path. PassThrough is the flat model: no tower modules.
+        unwrap_singletons: let towers of one feature pass its embedding on without a tower module.
         top: model over the tower stage, by class path.
         dense_optimizer: optimiser of all dense layers, tower modules included, by class path.
         embedding_optimizer: optimiser of embedding rows, run inside the backward pass.
@@ -63,6 +65,7 @@ class ClickModel(L.LightningModule):
         num_towers: int = 1,
         plan: TowerPlan | str | Path | None = None,
         tower: TowerFactory = PassThrough,
+        unwrap_singletons: bool = False,
         top: TopArchFactory = DLRM,
         dense_optimizer: DenseOptimizerFactory = torch.optim.Adam,
         embedding_optimizer: EmbeddingOptimizer = EmbeddingOptimizer(),  # noqa: B008 - frozen
@@ -76,6 +79,7 @@ class ClickModel(L.LightningModule):
         self.num_towers = num_towers
         self.plan = plan
         self.tower = tower
+        self.unwrap_singletons = unwrap_singletons
         self.top = top
         self.dense_optimizer = dense_optimizer
         self.embedding_optimizer = embedding_optimizer
@@ -100,6 +104,7 @@ class ClickModel(L.LightningModule):
             optimizer=self.embedding_optimizer,
             pooling=self.pooling,
             table_dims=self.table_dims,
+            unwrap_singletons=self.unwrap_singletons,
         )
         return self.top(stage, len(schema.dense))
 

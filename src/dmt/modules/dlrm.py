@@ -3,32 +3,16 @@
 Shapes: B samples, O outputs of the tower stage, D their width.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
-from torchrec.models.dlrm import DenseArch, OverArch
+from torch import Tensor
+from torchrec.models.dlrm import OverArch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.errors import UserInputError
 from dmt.modules.interactions import DotInteraction
 from dmt.modules.stage import Stage
-
-
-class TopArch(nn.Module, ABC):
-    """Base class of the models over a tower stage: (dense features, categorical features) -> logits.
-
-    A subclass takes the stage and the number of numeric columns as its first two arguments.
-    """
-
-    @abstractmethod
-    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
-        """((B, num_dense), KeyedJaggedTensor of B samples) -> logits (B,)."""
-
-
-TopArchFactory = Callable[[Stage, int], TopArch]
-"""Makes the model over a tower stage from the stage and the number of numeric columns."""
+from dmt.modules.top_arch import TopArch, check_layers, make_bottom
 
 
 class DLRM(TopArch):
@@ -53,13 +37,9 @@ class DLRM(TopArch):
         over_layers: Sequence[int] = (1024, 1024, 512, 256),
     ) -> None:
         super().__init__()
-        for option, sizes in (("bottom_layers", bottom_layers), ("over_layers", over_layers)):
-            if any(size < 1 for size in sizes):
-                raise UserInputError(f"DLRM {option}={list(sizes)}: give positive layer sizes")
-        if not over_layers:
-            raise UserInputError("DLRM over_layers=[]: give at least one hidden layer, for example [64]")
+        check_layers("DLRM", bottom_layers=bottom_layers, over_layers=over_layers)
         self.stage = stage
-        self.bottom = DenseArch(num_dense, [*bottom_layers, stage.out_dim]) if num_dense else None
+        self.bottom = make_bottom(num_dense, bottom_layers, stage.out_dim)
         num_vectors = stage.out_features + (self.bottom is not None)
         if num_vectors < 2:
             raise UserInputError(
@@ -71,10 +51,7 @@ class DLRM(TopArch):
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         pending = self.stage.start(sparse_features)
-        if self.bottom is None:
-            return self.over(self.interaction(pending.wait())).squeeze(1)
-        dense = self.bottom(dense_features)  # (B, D), while embeddings may be on their way
+        # (B, D), while embeddings may be on their way
+        dense = None if self.bottom is None else self.bottom(dense_features)
         vectors = pending.wait()  # (B, O, D)
-        # Under autocast the bottom arch may be narrower than the towers' outputs; interact in one dtype.
-        vectors = torch.cat([dense.unsqueeze(1).to(vectors.dtype), vectors], dim=1)
-        return self.over(torch.cat([dense, self.interaction(vectors)], dim=1)).squeeze(1)
+        return self.over(self.interaction(vectors, dense)).squeeze(1)

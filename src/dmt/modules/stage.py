@@ -23,7 +23,7 @@ from dmt.modules.bags import BagOrder, MeanPooling
 from dmt.modules.columns import ColumnBlock, ColumnRoute
 from dmt.modules.embeddings import EmbeddingOptimizer, FusedEmbeddingBags
 from dmt.modules.shards import TableShard
-from dmt.modules.towers import ProjectedTower, TowerFactory, TowerModule
+from dmt.modules.towers import PassThrough, ProjectedTower, TowerFactory, TowerModule
 from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
 
@@ -109,6 +109,8 @@ class TowerStage(Stage):
         pooling: how the embeddings of a bag become one: for all features, or by feature; those not named are summed.
         table_dims: width of single tables where it differs from ``embedding_dim``. A linear layer in the tower
             then brings their features to N (mixed dimension embeddings, Ginart et al. 2019).
+        unwrap_singletons: let towers of one feature pass its embedding on as it is, without a tower module. The
+            others' D must then be N.
 
     Raises:
         UserInputError: the plan does not cover the schema's features exactly, an option names something that does
@@ -125,6 +127,7 @@ class TowerStage(Stage):
         optimizer: EmbeddingOptimizer,
         pooling: Pooling | Mapping[str, Pooling] = "sum",
         table_dims: Mapping[str, int] | None = None,
+        unwrap_singletons: bool = False,
     ) -> None:
         super().__init__()
         plan.check_features(schema.feature_names)
@@ -144,7 +147,10 @@ class TowerStage(Stage):
         self._length_rows = [[names.index(feature.name) for feature in own] for own in self.tower_features]
         self.mean_pooling = nn.ModuleList(tower_mean_pooling(self.tower_features))
         self.tower_shapes = [tower_shape(f, embedding_dim) for f in self.tower_features]
-        self.towers = nn.ModuleList(_make_tower(tower, f, embedding_dim) for f in self.tower_features)
+        self.towers = nn.ModuleList(
+            _make_tower(PassThrough if unwrap_singletons and len(own) == 1 else tower, own, embedding_dim)
+            for own in self.tower_features
+        )
         self.out_features = sum(module.out_features for module in self.tower_modules)
         self.out_dim = self._shared_out_dim()
 
@@ -158,7 +164,10 @@ class TowerStage(Stage):
         if len(dims) != len(self.towers):
             raise UserInputError("tower: the factory must make TowerModule instances; subclass dmt.modules.TowerModule")
         if len(set(dims)) != 1:
-            raise UserInputError(f"tower: output dims {dims} differ between towers; a stage needs one output dim D")
+            raise UserInputError(
+                f"tower: output dims {dims} differ between towers; a stage needs one output dim D, and a tower without "
+                "a module (unwrap_singletons) has the embedding dim"
+            )
         return dims[0]
 
     def start(self, features: KeyedJaggedTensor) -> Pending:

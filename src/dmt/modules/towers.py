@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt.errors import UserInputError
+from dmt.modules.cross_net import make_cross_net
 
 
 class TowerModule(nn.Module, ABC):
@@ -92,6 +93,63 @@ class DLRMTower(TowerModule):
             # (B, F_t, c*D) holds feature f's c vectors side by side, so the view is (B, F_t*c, D).
             outputs.append(self.project(embeddings).view(batch_size, self.out_features - self.p, self.out_dim))
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+
+class DCNTower(TowerModule):
+    """The DCN tower (paper listing 2): cross layers over the tower's flattened features, then a projection.
+
+    ``CrossNet(F_t*N)``, here of low rank, then ``Linear(F_t*N -> O_t*D)``. The compression ratio is
+    F_t*N / (O_t*D).
+
+    Args:
+        num_features: F_t.
+        embedding_dim: N.
+        out_dim: D.
+        num_outputs: O_t. Default: F_t, as in listing 2. The paper's reported FLOPs are those of 1.
+        num_layers: cross layers.
+        low_rank: rank of their matrices.
+        project_singletons: whether a tower of one feature has the projection too. Without it D must be N.
+
+    Raises:
+        UserInputError: a size is not positive, or a tower without projection has another width than D.
+
+    Example:
+        >>> DCNTower(5, 16, out_dim=8, num_outputs=2, low_rank=4)(torch.zeros(3, 5, 16)).shape
+        torch.Size([3, 2, 8])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        embedding_dim: int,
+        *,
+        out_dim: int,
+        num_outputs: int | None = None,
+        num_layers: int = 1,
+        low_rank: int = 512,
+        project_singletons: bool = True,
+    ) -> None:
+        super().__init__()
+        if out_dim < 1:
+            raise UserInputError(f"DCNTower out_dim={out_dim}: give a positive number")
+        if num_outputs is not None and num_outputs < 1:
+            raise UserInputError(f"DCNTower num_outputs={num_outputs}: give a positive number")
+        in_features = num_features * embedding_dim
+        is_projected = num_features > 1 or project_singletons
+        if not is_projected and out_dim != embedding_dim:
+            raise UserInputError(
+                f"DCNTower out_dim={out_dim}: with project_singletons=False a tower of one feature keeps its width "
+                f"{embedding_dim}; give out_dim={embedding_dim}, or project_singletons=True"
+            )
+        self.out_features = (num_outputs or num_features) if is_projected else 1
+        self.out_dim = out_dim
+        self.cross = make_cross_net("DCNTower", in_features, num_layers=num_layers, low_rank=low_rank)
+        self.project = nn.Linear(in_features, self.out_features * out_dim) if is_projected else None
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        crossed = self.cross(embeddings.flatten(1))
+        outputs = crossed if self.project is None else self.project(crossed)
+        return outputs.view(embeddings.shape[0], self.out_features, self.out_dim)
 
 
 class ProjectedTower(TowerModule):

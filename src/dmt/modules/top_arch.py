@@ -1,0 +1,54 @@
+"""What a model over a tower stage is, and the parts that all of them share.
+
+Shapes: B samples, D width of the tower stage's outputs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torchrec.models.dlrm import DenseArch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dmt.errors import UserInputError
+from dmt.modules.stage import Stage
+
+
+class TopArch(nn.Module, ABC):
+    """Base class of the models over a tower stage: (dense features, categorical features) -> logits.
+
+    A subclass takes the stage and the number of numeric columns as its first two arguments, keeps the stage as a
+    submodule, and implements ``forward``. It runs the stage by ``stage(sparse_features)``, or by
+    ``stage.start(sparse_features)`` and later ``wait()``, between which embeddings may be on their way.
+    """
+
+    @abstractmethod
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        """((B, num_dense), KeyedJaggedTensor of B samples) -> logits (B,)."""
+
+
+TopArchFactory = Callable[[Stage, int], TopArch]
+"""Makes the model over a tower stage from the stage and the number of numeric columns."""
+
+
+def make_bottom(num_dense: int, hidden_layers: Sequence[int], out_dim: int) -> DenseArch | None:
+    """The bottom arch that brings the numeric columns to the width D of embeddings; ``None`` without columns."""
+    return DenseArch(num_dense, [*hidden_layers, out_dim]) if num_dense else None
+
+
+def check_layers(owner: str, *, bottom_layers: Sequence[int], over_layers: Sequence[int]) -> None:
+    """Check the hidden sizes of a top arch.
+
+    Args:
+        owner: its name, for messages.
+        bottom_layers: of the bottom arch.
+        over_layers: of the over arch.
+
+    Raises:
+        UserInputError: a size is not positive, or the over arch has none.
+    """
+    for option, sizes in (("bottom_layers", bottom_layers), ("over_layers", over_layers)):
+        if any(size < 1 for size in sizes):
+            raise UserInputError(f"{owner} {option}={list(sizes)}: give positive layer sizes")
+    if not over_layers:
+        raise UserInputError(f"{owner} over_layers=[]: give at least one hidden layer, for example [64]")
