@@ -1,13 +1,17 @@
 """torchrec = plain torch under every kind of sharding, precision and optimiser that the flat stage has."""
 
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from dmt.errors import UserInputError
 from dmt.modules import EmbeddingOptimizer, deferred_tables
+from dmt.modules.shards import TableShard
 from dmt.strategies.flat import FlatStage
+from dmt.strategies.flat_sharding import check_kernel_sizes
 from dmt.strategies.topology import Topology
 from tests.distributed import flat_cases as cases
 from tests.distributed.harness import run_ranks
@@ -127,3 +131,17 @@ def test_what_cannot_be_is_refused(optimizer: str, options: dict, words: str) ->
     with pytest.raises(UserInputError) as refusal:
         FlatStage(plain, topology=topology, device=torch.device("cpu"), **settings)
     assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(2**26, False), (2**26 + 1, True)])
+def test_rows_beyond_what_fbgemm_can_address_are_refused(rows: int, refused: bool) -> None:
+    """FBGEMM's row-wise Adagrad on the CPU updates row 0 of a table of 16 columns in the place of row 2^26."""
+    table = EmbeddingBagConfig(name="t", feature_names=["t"], num_embeddings=rows, embedding_dim=16)
+    shards = [TableShard.whole(table)]
+    check_kernel_sizes(shards, optimizer_name="adagrad", device_type="cpu")
+    check_kernel_sizes(shards, optimizer_name="rowwise_adagrad", device_type="cuda")
+    expected = pytest.raises(
+        UserInputError, match=r"^table 't': 67108865 rows of 16 columns on one rank are more than 4"
+    )
+    with expected if refused else nullcontext():
+        check_kernel_sizes(shards, optimizer_name="rowwise_adagrad", device_type="cpu")

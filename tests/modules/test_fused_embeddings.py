@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from dmt.errors import UserInputError
-from dmt.modules import EmbeddingOptimizer, FusedEmbeddingBags, deferred_tables
+from dmt.modules import EmbeddingOptimizer, FusedEmbeddingBags, deferred_tables, sparse_kernel
 from dmt.modules.embeddings import fbgemm_optimizer
 from dmt.modules.shards import TableShard
 from tests.modules.embedding_cases import (
@@ -46,10 +46,20 @@ def plain_update(weight: Tensor, gradient: Tensor, state: Tensor, optimizer: Emb
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize("name", WITHOUT_ADAM)
+@pytest.mark.parametrize(
+    ("name", "block_floats"),
+    [*((name, sparse_kernel._BLOCK_FLOATS) for name in WITHOUT_ADAM), ("rowwise_adagrad", 40), ("rowwise_adagrad", 1)],
+)
 def test_lookups_and_steps_equal_plain_torch(
-    seed: int, rng: random.Random, name: str, dtype: torch.dtype, weighted: bool
+    seed: int,
+    rng: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    block_floats: int,
+    dtype: torch.dtype,
+    weighted: bool,
 ) -> None:
+    monkeypatch.setattr(sparse_kernel, "_BLOCK_FLOATS", block_floats)
     bags = make(seed, name=name)
     weights = {table: weight.detach().clone() for table, weight in bags.weights.items()}
     states = {table: torch.zeros_like(w if name == "adagrad" else w[:, :1]) for table, w in weights.items()}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dmt.modules import FusedEmbeddingBags, sparse_adam
+from dmt.modules import FusedEmbeddingBags, sparse_kernel
 from tests.modules.embedding_cases import (
     BATCH,
     LOOKUPS,
@@ -54,7 +54,7 @@ class PlainAdam:
         assert state["step"].shape == () and state["step"] == self.step
 
 
-@pytest.mark.parametrize("block_floats", [1, 40, sparse_adam._BLOCK_FLOATS])
+@pytest.mark.parametrize("block_floats", [1, 40, sparse_kernel._BLOCK_FLOATS])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_steps_equal_torchs_sparse_adam(
@@ -65,7 +65,7 @@ def test_steps_equal_torchs_sparse_adam(
     weighted: bool,
     block_floats: int,
 ) -> None:
-    monkeypatch.setattr(sparse_adam, "_BLOCK_FLOATS", block_floats)
+    monkeypatch.setattr(sparse_kernel, "_BLOCK_FLOATS", block_floats)
     bags = make(seed, name="adam")
     plain = PlainAdam(bags)
     for _ in range(4):

@@ -11,8 +11,7 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from dmt.errors import UserInputError
-from dmt.modules import EmbeddingOptimizer, FusedEmbeddingBags, deferred_tables
-from dmt.modules.embeddings import check_kernel_sizes
+from dmt.modules import FusedEmbeddingBags, deferred_tables
 from dmt.modules.shards import ShardedState, TableShard, copy_into_shards
 from tests.modules.embedding_cases import BATCH, LOOKUPS, OPTIMIZERS, TABLES, TOLERANCE, WIDTH, Bags, draw_bags, make
 
@@ -182,19 +181,3 @@ def test_shards_without_storage_have_no_state(rng: random.Random) -> None:
         assert all(not bags.sharded_state() and not bags.state_dict() for bags in make_ranks(rng, 0, "adam"))
     with pytest.raises(RuntimeError, match="no shards"):
         make(0, shards=[])(torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-
-
-@pytest.mark.parametrize(("rows", "refused"), [(2**26, False), (2**26 + 1, True)])
-def test_rows_beyond_what_the_kernel_can_address_are_refused(rows: int, refused: bool) -> None:
-    """FBGEMM's row-wise Adagrad on the CPU updates row 0 of a table of 16 columns in the place of row 2^26."""
-    rowwise, adagrad = EmbeddingOptimizer(name="rowwise_adagrad"), EmbeddingOptimizer(name="adagrad")
-    table = EmbeddingBagConfig(name="t", feature_names=["t"], num_embeddings=rows, embedding_dim=16)
-    check_kernel_sizes([TableShard.whole(table)], optimizer=adagrad, device_type="cpu")
-    check_kernel_sizes([TableShard.whole(table)], optimizer=rowwise, device_type="cuda")
-    if not refused:
-        check_kernel_sizes([TableShard.whole(table)], optimizer=rowwise, device_type="cpu")
-        return
-    with pytest.raises(
-        UserInputError, match=r"^table 't': 67108865 rows of 16 columns on one rank are more than 4 GiB"
-    ):
-        FusedEmbeddingBags([TableShard.whole(table)], optimizer=rowwise, seed=1)

@@ -4,7 +4,7 @@ Shapes: B samples, F features, V ids, N embedding dim, R rows of a shard, W colu
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from dmt.errors import UserInputError
 from dmt.modules.kernels import FbgemmKernel, Kernel
 from dmt.modules.shards import ShardedState, TableShard, TensorShard
 from dmt.modules.sparse_adam import SparseAdamKernel
+from dmt.modules.sparse_rowwise_adagrad import SparseRowwiseAdagradKernel
 
 _INIT_BLOCK_ROWS = 65_536
 _defer_tables: ContextVar[bool] = ContextVar("defer_tables", default=False)
@@ -205,7 +206,6 @@ class FusedEmbeddingBags(nn.Module):
             self._allocate(self.device)
 
     def _allocate(self, device: torch.device) -> None:
-        check_kernel_sizes(self.shards, optimizer=self.optimizer, device_type=device.type)
         kernel = _make_kernel(self.shards, self.optimizer, device)
         self._kernel.append(kernel)
         for index, (shard, weight) in enumerate(zip(self.shards, kernel.weights, strict=True)):
@@ -296,30 +296,6 @@ class FusedEmbeddingBags(nn.Module):
         return ", ".join(f"{_shard_name(shard)}: {shard.num_rows}x{shard.width}" for shard in self.shards)
 
 
-def check_kernel_sizes(shards: Iterable[TableShard], *, optimizer: EmbeddingOptimizer, device_type: str) -> None:
-    """Raise where FBGEMM would update other rows than were looked up.
-
-    fbgemm-gpu 1.8.0's row-wise Adagrad on the CPU counts bytes from a table's start in 32 bits.
-
-    Args:
-        shards: what ranks hold.
-        optimizer: how they are updated.
-        device_type: ``cpu`` or ``cuda``.
-
-    Raises:
-        UserInputError: one has more than 4 GiB of weights.
-    """
-    if optimizer.name != "rowwise_adagrad" or device_type != "cpu":
-        return
-    for shard in shards:
-        if 4 * shard.num_rows * shard.width > 2**32:
-            raise UserInputError(
-                f"table {shard.table.name!r}: {shard.num_rows} rows of {shard.width} columns on one rank are more than "
-                "4 GiB, which FBGEMM's rowwise_adagrad cannot address on the CPU; cut it by rows over more ranks "
-                "(sharding row_wise), or choose the optimizer adagrad"
-            )
-
-
 def _check_shard(shard: TableShard, optimizer: EmbeddingOptimizer) -> None:
     if shard.width % 4:
         raise UserInputError(
@@ -343,6 +319,10 @@ def _make_kernel(shards: Sequence[TableShard], optimizer: EmbeddingOptimizer, de
             learning_rate=optimizer.learning_rate,
             betas=optimizer.betas,
             eps=optimizer.eps,
+        )
+    if optimizer.name == "rowwise_adagrad" and device.type == "cpu":
+        return SparseRowwiseAdagradKernel(
+            sizes, table_of_lookup, learning_rate=optimizer.learning_rate, eps=optimizer.eps
         )
     return FbgemmKernel(sizes, table_of_lookup, options=fbgemm_optimizer(optimizer, device=device), device=device)
 

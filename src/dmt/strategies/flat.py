@@ -19,7 +19,7 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dmt.modules.columns import ColumnBlock, ColumnRoute
-from dmt.modules.embeddings import check_kernel_sizes, initialize_rows, momentum_name, weight_name
+from dmt.modules.embeddings import initialize_rows, momentum_name, weight_name
 from dmt.modules.shards import ShardedState, TensorShard, copy_into_shards
 from dmt.modules.stage import Pending, TowerStage, run_towers, tower_inputs, tower_modules
 from dmt.strategies.collectives import PendingSizes
@@ -27,6 +27,7 @@ from dmt.strategies.flat_codecs import INT8_BATCH_STEP, WireCodecs
 from dmt.strategies.flat_sharding import (
     ROW_KINDS,
     TABLE_PREFIX,
+    check_kernel_sizes,
     flat_plan,
     flat_tables,
     host_groups,
@@ -127,7 +128,7 @@ class FlatStage(ShardedStage):
         placed = plan_placement(self.torchrec_plan, tables.costs, self.topology)
         check_kernel_sizes(
             chain.from_iterable(placed.rank_shards),
-            optimizer=stage.embeddings.optimizer,
+            optimizer_name=stage.embeddings.optimizer.name,
             device_type=self.device.type,
         )
         assert dist.group.WORLD is not None

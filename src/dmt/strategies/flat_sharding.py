@@ -4,7 +4,7 @@ G ranks, L ranks of a host.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -362,3 +362,27 @@ def host_groups(topology: Topology) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def check_kernel_sizes(shards: Iterable[TableShard], *, optimizer_name: str, device_type: str) -> None:
+    """Raise where FBGEMM would update other rows than were looked up.
+
+    fbgemm-gpu 1.8.0's row-wise Adagrad on the CPU counts bytes from a table's start in 32 bits.
+
+    Args:
+        shards: what ranks hold.
+        optimizer_name: how they are updated.
+        device_type: ``cpu`` or ``cuda``.
+
+    Raises:
+        UserInputError: one has more than 4 GiB of weights.
+    """
+    if optimizer_name != "rowwise_adagrad" or device_type != "cpu":
+        return
+    for shard in shards:
+        if 4 * shard.num_rows * shard.width > 2**32:
+            raise UserInputError(
+                f"table {shard.table.name!r}: {shard.num_rows} rows of {shard.width} columns on one rank are more than "
+                "4 GiB, which FBGEMM's rowwise_adagrad cannot address on the CPU; cut it by rows over more ranks "
+                "(sharding row_wise), choose the optimizer adagrad, or strategy sptt"
+            )
