@@ -20,8 +20,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from dmt.errors import UserInputError
 from dmt.modules.kernels import FbgemmKernel, Kernel
 from dmt.modules.shards import ShardedState, TableShard, TensorShard
+from dmt.modules.sparse_adagrad import SparseAdagradKernel, SparseRowwiseAdagradKernel
 from dmt.modules.sparse_adam import SparseAdamKernel
-from dmt.modules.sparse_rowwise_adagrad import SparseRowwiseAdagradKernel
 
 _INIT_BLOCK_ROWS = 65_536
 _defer_tables: ContextVar[bool] = ContextVar("defer_tables", default=False)
@@ -312,18 +312,14 @@ def _check_shard(shard: TableShard, optimizer: EmbeddingOptimizer) -> None:
 def _make_kernel(shards: Sequence[TableShard], optimizer: EmbeddingOptimizer, device: torch.device) -> Kernel:
     sizes = [(shard.num_rows, shard.width) for shard in shards]
     table_of_lookup = [index for index, shard in enumerate(shards) for _ in shard.table.feature_names]
-    if optimizer.name == "adam" and device.type == "cpu":
-        return SparseAdamKernel(
-            sizes,
-            table_of_lookup,
-            learning_rate=optimizer.learning_rate,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-        )
-    if optimizer.name == "rowwise_adagrad" and device.type == "cpu":
-        return SparseRowwiseAdagradKernel(
-            sizes, table_of_lookup, learning_rate=optimizer.learning_rate, eps=optimizer.eps
-        )
+    rate, eps = optimizer.learning_rate, optimizer.eps
+    match optimizer.name if device.type == "cpu" else "":
+        case "adagrad":
+            return SparseAdagradKernel(sizes, table_of_lookup, learning_rate=rate, eps=eps)
+        case "rowwise_adagrad":
+            return SparseRowwiseAdagradKernel(sizes, table_of_lookup, learning_rate=rate, eps=eps)
+        case "adam":
+            return SparseAdamKernel(sizes, table_of_lookup, learning_rate=rate, eps=eps, betas=optimizer.betas)
     return FbgemmKernel(sizes, table_of_lookup, options=fbgemm_optimizer(optimizer, device=device), device=device)
 
 

@@ -16,8 +16,8 @@ class SparseAdamKernel(SparseKernel):
     """Rows looked up take one step of ``torch.optim.Adam`` in backward; the others, and their moments, never move.
 
     That is what FBGEMM does on a GPU, and ``torch.optim.SparseAdam`` up to the place of eps (here it is added to
-    the root of the *corrected* second moment). Gradients of a row that occurs several times are summed first. The
-    bias correction counts all backward passes, whichever rows they reached.
+    the root of the *corrected* second moment). The bias correction counts all backward passes, whichever rows they
+    reached.
 
     Args:
         sizes: rows and width of each table.
@@ -48,15 +48,10 @@ class SparseAdamKernel(SparseKernel):
 
     def update(self, gradient: Tensor, indices: Tensor, offsets: Tensor, factors: Tensor | None) -> None:
         self._count += 1
-        if not indices.numel():
-            return
-        found = self.gradients(gradient, indices, offsets, factors)
-        for group, (mean, square), gradients in zip(self.groups, self._moments, found, strict=True):
-            for block in gradients.by_row():
-                self._step_rows((group.weights, mean, square), block.rows, block.gradient)
+        super().update(gradient, indices, offsets, factors)
 
-    def _step_rows(self, stored: tuple[Tensor, Tensor, Tensor], rows: Tensor, gradient: Tensor) -> None:
-        """One Adam step on (U,) different rows of weights and moments, given their (U, W) gradient."""
+    def step_rows(self, group: int, rows: Tensor, gradient: Tensor) -> None:
+        stored = (self.groups[group].weights, *self._moments[group])
         weights, exp_avg, exp_avg_sq = (tensor.index_select(0, rows) for tensor in stored)
         adam(
             [weights],

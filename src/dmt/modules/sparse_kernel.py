@@ -1,4 +1,7 @@
-"""Tables on the CPU whose rows this project updates in backward, where FBGEMM lacks an optimiser or does it poorly.
+"""Tables on the CPU whose rows this project updates in backward.
+
+FBGEMM looks them up. Its own Adagrads on the CPU use one thread, the row-wise one is wrong above 4 GiB a table, and
+there is no Adam. (fbgemm-gpu 1.8.0; see ``benchmarks/step.py``.)
 
 Shapes: B samples, F lookups, V ids, V_g ids of a group's lookups, U different rows among them, W columns of a table.
 """
@@ -46,21 +49,19 @@ class Gradients:
     """Gradients of a group's rows, by occurrence: that of ``rows[i]`` is ``factors[i] * values[slots[i]]``.
 
     Args:
-        ids: (V_g,) which of the V ids these are; a slice where they are all.
         rows: (V_g,) rows of the group's table.
         values: (B * lookups of the group, W).
         slots: (V_g,).
         factors: (V_g,), or ``None`` for ones.
     """
 
-    ids: Tensor | slice
     rows: Tensor
     values: Tensor
     slots: Tensor
     factors: Tensor | None
 
-    def by_row(self) -> Iterator["RowBlock"]:
-        """The same for different rows, summed over their occurrences, block by block in rising order."""
+    def by_row(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Block by block (U',) different rows in rising order, and (U', W) the sums of their gradients."""
         # Stable, so that a row's gradients are always summed in the same order.
         rows, order = self.rows.sort(stable=True)
         slots = self.slots[order]
@@ -79,28 +80,13 @@ class Gradients:
                 mode="sum",
                 per_sample_weights=None if factors is None else factors[own],
             )
-            yield RowBlock(rows[part], summed, order[own], torch.diff(part, append=part.new_tensor([stop])))
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Some different rows of a group's table, once each.
-
-    Args:
-        rows: (U',).
-        gradient: (U', W).
-        occurrences: where they stood among the V_g, row after row.
-        counts: (U',) how often each.
-    """
-
-    rows: Tensor
-    gradient: Tensor
-    occurrences: Tensor
-    counts: Tensor
+            yield rows[part], summed
 
 
 class SparseKernel(ABC):
-    """Looks rows up by FBGEMM's kernel; a subclass says in :meth:`update` how backward changes them.
+    """Looks rows up by FBGEMM's kernel; a subclass says in :meth:`step_rows` how backward changes them.
+
+    Only rows that were looked up ever move. Gradients of a row that occurs several times are summed first.
 
     Args:
         sizes: rows and width of each table.
@@ -108,13 +94,14 @@ class SparseKernel(ABC):
         learning_rate: step size.
     """
 
-    step: Tensor | None = None
     states: dict[str, list[Tensor]]
+    step: Tensor | None
 
     def __init__(
         self, sizes: Sequence[tuple[int, int]], table_of_lookup: Sequence[int], *, learning_rate: float
     ) -> None:
         self.learning_rate = learning_rate
+        self.states, self.step = {}, None
         self._sizes = sizes
         self._widths = [sizes[table][1] for table in table_of_lookup]
         # Tables of one width lie side by side in FBGEMM's storage and are updated as one.
@@ -155,11 +142,19 @@ class SparseKernel(ABC):
             output: Tensor = self.tables(indices, offsets, factors)
         return output
 
-    @abstractmethod
     def update(self, gradient: Tensor, indices: Tensor, offsets: Tensor, factors: Tensor | None) -> None:
-        """One step for the rows of a lookup, given the gradient of what it returned; runs without autograd."""
+        """One step for the rows of a lookup, given the gradient of what it returned."""
+        if not indices.numel():
+            return
+        for group, gradients in enumerate(self._gradients(gradient, indices, offsets, factors)):
+            for rows, summed in gradients.by_row():
+                self.step_rows(group, rows, summed)
 
-    def gradients(self, gradient: Tensor, indices: Tensor, offsets: Tensor, factors: Tensor | None) -> list[Gradients]:
+    @abstractmethod
+    def step_rows(self, group: int, rows: Tensor, gradient: Tensor) -> None:
+        """Step (U,) different rows of a group's table, given their (U, W) gradient, which may be overwritten."""
+
+    def _gradients(self, gradient: Tensor, indices: Tensor, offsets: Tensor, factors: Tensor | None) -> list[Gradients]:
         """The gradients of each group's rows, given that of the lookup."""
         batch_size = (offsets.numel() - 1) // len(self._widths)
         bags = torch.arange(offsets.numel() - 1).repeat_interleave(offsets.diff(), output_size=indices.numel())
@@ -173,7 +168,6 @@ class SparseKernel(ABC):
             own = gradient if is_all else torch.cat([blocks[index] for index in group.lookups], dim=1)  # (B, F_g*W)
             found.append(
                 Gradients(
-                    ids=ids,
                     rows=rows[ids],
                     values=own.reshape(-1, group.width),
                     slots=samples[ids] * len(group.lookups) + group.positions[lookups[ids]],
