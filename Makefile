@@ -106,10 +106,10 @@ $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 	        "in the install selector on pytorch.org) and run make again, or say DEVICE=cuda" ;; esac
 	fi
 	pip install $(PIP_FLAGS) --no-deps --no-compile -r requirements/$$device.txt -r requirements/torchrec.txt \
-	    -r requirements/dev.txt || fail "the set-up failed; the next make starts it anew"
+	    -r requirements/sweeps.txt -r requirements/dev.txt || fail "the set-up failed; the next make starts it anew"
 	pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e . || fail "installing dmt itself failed"
 	# Do the parts load together? This also compiles what is used, in a quarter of the time that pip takes for all.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c "import lightning.pytorch.cli, datasets, wandb, pytest
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c "import lightning.pytorch.cli, datasets, wandb, pytest, sweeps
 	import torchrec.distributed.model_parallel, polars, sklearn.metrics, scipy.stats, matplotlib.pyplot" \
 	    || fail "the installed packages do not load (above)"
 	echo "$$device $$(pwd -P)" >.venv/.incomplete

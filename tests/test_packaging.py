@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "dmt"
 TESTED_PYTHON = "3.11"
 
-# requirements/torchrec.txt says why these two needs of torchrec are left unmet.
-EXCUSED = {("torchrec", "fbgemm-gpu"), ("torchrec", "torchmetrics")}
+# requirements/torchrec.txt and sweeps.txt say why these needs are left unmet.
+EXCUSED = {("torchrec", "fbgemm-gpu"), ("torchrec", "torchmetrics"), ("sweeps", "numpy")}
 
 
 # -- pins --
@@ -56,6 +56,12 @@ def device() -> str:
     return "cuda" if installed("fbgemm-gpu") else "cpu"
 
 
+def all_pins() -> dict[str, Version]:
+    """What `make` installs here."""
+    names = (f"{device()}.txt", "torchrec.txt", "sweeps.txt", "dev.txt")
+    return {package: version for name in names for package, version in read_pins(name).items()}
+
+
 def project() -> dict:
     """The [project] table of pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -84,8 +90,8 @@ def test_cpu_and_cuda_differ_only_in_what_they_must():
 
 
 def test_no_file_pins_what_another_does():
-    for names in [("cpu.txt", "torchrec.txt", "dev.txt"), ("cuda.txt", "torchrec.txt", "dev.txt")]:
-        sets = [set(read_pins(name)) for name in names]
+    for device_set in ("cpu.txt", "cuda.txt"):
+        sets = [set(read_pins(name)) for name in (device_set, "torchrec.txt", "sweeps.txt", "dev.txt")]
         assert sum(map(len, sets)) == len(set.union(*sets))
 
 
@@ -99,7 +105,7 @@ def test_pyproject_allows_the_pins():
 
 def test_the_environment_is_the_pinned_one():
     """What passes here should pass elsewhere, so the tests run on the pins and on nothing near them."""
-    pins = read_pins(f"{device()}.txt") | read_pins("torchrec.txt") | read_pins("dev.txt")
+    pins = all_pins()
     found = {name: Version(metadata.version(name)).public for name in pins if installed(name)}
     wrong = {name: (found.get(name), str(pin)) for name, pin in pins.items() if found.get(name) != pin.public}
     assert not wrong, f"(installed, pinned) differ; `make setup` repairs it: {wrong}"
@@ -114,10 +120,11 @@ def needs(name: str, extras: frozenset[str]) -> list[Requirement]:
 
 
 def test_pins_are_complete_and_free_of_strays():
-    """Following every dependency from pyproject.toml and torchrec gives the pins: none missing, none more."""
-    pins = read_pins(f"{device()}.txt") | read_pins("torchrec.txt") | read_pins("dev.txt")
+    """Following every dependency from pyproject.toml, torchrec and sweeps gives the pins: none missing, none more."""
+    pins = all_pins()
     fbgemm = "fbgemm-gpu" if device() == "cuda" else "fbgemm-gpu-cpu"
-    todo = [("pyproject.toml", r) for r in [*declared(), Requirement("torchrec"), Requirement(fbgemm)]]
+    apart = [Requirement(name) for name in ("torchrec", "sweeps", fbgemm)]
+    todo = [("pyproject.toml", r) for r in [*declared(), *apart]]
     done = set()
     while todo:
         parent, requirement = todo.pop()
@@ -166,9 +173,9 @@ def sources() -> list[Path]:
 
 
 def test_every_import_is_declared_and_pinned():
-    """Whatever src/dmt imports comes with a distribution that pyproject.toml or torchrec.txt names."""
+    """Whatever src/dmt imports comes with a distribution that pyproject.toml, torchrec.txt or sweeps.txt names."""
     stated = {canonicalize_name(Requirement(line).name) for line in project()["dependencies"]}
-    stated |= {"torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"}
+    stated |= {"torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "sweeps"}
     distributions = metadata.packages_distributions()
     ours = sys.stdlib_module_names | {"dmt"}
     for path in sources():
@@ -184,6 +191,7 @@ ALLOWED = (
     | dict.fromkeys(LOWER, NOUNS)
     | dict.fromkeys(["strategies", "emulate"], NOUNS | LOWER)
     | {"callbacks": NOUNS | LOWER | {"strategies"}}  # a meter reads what a strategy counts
+    | {"sweep": {"errors"}}  # runs `dmt fit` as a process, and starts without torch
 )
 
 

@@ -40,7 +40,10 @@ def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytes
         (tmp_path / "train.csv").write_text("label\n0\n")
         (tmp_path / "valid.csv").write_text("label\n0\n")
         filled += ["--data.path", str(tmp_path)]
-    if filled[0] == "describe":
+    if filled[0] == "sweep":
+        main([*filled, "--dry-run", "--output", str(tmp_path / "out")])
+        assert "dmt fit" in capsys.readouterr().out
+    elif filled[0] == "describe":
         main(filled)
         assert "compression" in capsys.readouterr().out
     else:

@@ -17,12 +17,14 @@ verbs:
   test       evaluate a checkpoint on the test split
   predict    click probabilities of the test split
   describe   towers, parameters, FLOPs and bytes of a configuration, without training
+  sweep      run a W&B sweep file on this machine, with no account or network
   report     compare finished runs side by side
 
 examples:
   dmt fit --config configs/quickstart.yaml
   dmt fit --config configs/flights.yaml --trainer.strategy sptt --trainer.devices 4 --ranks_per_host 2
   dmt describe --config configs/quickstart.yaml --json
+  dmt sweep configs/sweeps/tower_count.yaml --workers 2
   dmt VERB --help
 """
 
@@ -61,13 +63,17 @@ def _verb(name: str) -> Callable[[list[str]], None]:
         from dmt.lightning_cli import run_describe
 
         return run_describe
+    if name == "sweep":
+        from dmt.sweep.command import run_sweep_command
+
+        return run_sweep_command
     if name == "report":
         from dmt.report import run_report
 
         return run_report
     import difflib
 
-    verbs = ["fit", "validate", "test", "predict", "describe", "report"]
+    verbs = ["fit", "validate", "test", "predict", "describe", "sweep", "report"]
     near = difflib.get_close_matches(name, verbs, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(verbs)}"
     raise UserInputError(f"unknown verb {name!r}: {hint}")

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -73,6 +73,17 @@ class DmtCLI(LightningCLI):
             help="Ranks that share a host's fast links, under the strategies sptt and torchrec. Set it to "
             "try a cluster's layout on one machine. Default: LOCAL_WORLD_SIZE, or the devices per node.",
         )
+
+    def before_instantiate_classes(self) -> None:
+        """Keep the run where ``DMT_SAVE_DIR`` says, whatever the configuration does: a trial of a sweep."""
+        folder = os.environ.get("DMT_SAVE_DIR")
+        if folder is None:
+            return
+        trainer = (self.config[self.subcommand] if self.subcommand else self.config).trainer
+        trainer.default_root_dir = folder
+        for logger in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
+            if isinstance(logger, Namespace) and "save_dir" in logger.init_args:
+                logger.init_args.save_dir = folder
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that reads checkpoints of any layout, and whose strategy knows the ranks per host."""
@@ -176,7 +187,7 @@ class DmtCLI(LightningCLI):
         checkpoint = self._get(self.config_init, "ckpt_path")
         if checkpoint not in (None, "best", "last", "hpc", "registry"):
             _check_checkpoint(Path(checkpoint))
-        self._check_monitors()
+        self.check_monitors()
         self.datamodule.prepare_data()
         for split in splits:
             wanted = split != "valid" or self.trainer.limit_val_batches
@@ -213,8 +224,8 @@ class DmtCLI(LightningCLI):
         else:
             check_trainer(self.trainer)
 
-    def _check_monitors(self) -> None:
-        """A wrong name would otherwise be found after an epoch."""
+    def check_monitors(self) -> None:
+        """Raise :class:`UserInputError` for a wrong name of a metric, otherwise found after an epoch."""
         known = ["train/loss", "samples_per_s", *map(str, click_metrics("val/"))]
         for callback in getattr(self.trainer, "callbacks", []):
             monitor = getattr(callback, "monitor", None)
@@ -266,7 +277,7 @@ def _quiet_libraries() -> None:
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(adverts))
 
 
-def _parsed(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
+def parsed_cli(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
     """``cli(arguments)``, with the parser's complaints brought down to one line."""
     _quiet_libraries()
     try:
@@ -300,12 +311,12 @@ def _parsed(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
 
 def run_trainer(arguments: list[str]) -> None:
     """``dmt fit|validate|test|predict``."""
-    _parsed(DmtCLI, arguments, run=True)
+    parsed_cli(DmtCLI, arguments, run=True)
 
 
 def run_describe(arguments: list[str]) -> None:
     """``dmt describe``."""
-    cli = _parsed(_DescribeCLI, arguments, run=False)
+    cli = parsed_cli(_DescribeCLI, arguments, run=False)
     cli.check_layout()
     cli.datamodule.prepare_data()
     description = cli.description()

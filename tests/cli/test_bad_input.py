@@ -208,4 +208,6 @@ def test_report_of_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 def test_no_verb_shows_the_verbs(capfd: pytest.CaptureFixture[str]) -> None:
     main([])
     shown = capfd.readouterr().out
-    assert all(f"\n  {verb} " in shown for verb in ("fit", "validate", "test", "predict", "describe", "report"))
+    assert all(
+        f"\n  {verb} " in shown for verb in ("fit", "validate", "test", "predict", "describe", "sweep", "report")
+    )

@@ -1,0 +1,114 @@
+"""Sweeps of `dmt fit` itself: options are checked before anything runs, and a run lands in its trial's folder."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dmt.cli import main
+
+# Imported before any test runs: Lightning's log handler keeps the standard error of its first import.
+from dmt.preflight import check
+
+ROOT = Path(__file__).parents[2]
+BASE = ["--config=configs/quickstart.yaml", "--trainer.strategy=auto", "--trainer.devices=1"]
+
+
+def asked(*own: str, metric: str | None = None, early: bool = False) -> dict | None:
+    names = [word.removeprefix("--").partition("=")[0] for word in own]
+    trials = [{"options": [*BASE, *own], "names": names}]
+    return check({"base": BASE, "trials": trials, "metric": metric, "early": early})
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--model.num_twers=2", ["model.num_twers", "did you mean model.num_towers?"]),
+        ("--mdel.num_towers=2", ["mdel.num_towers", "did you mean model.num_towers?"]),
+        ("--data.num_trian=2", ["num_trian", "did you mean data.init_args.num_train?"]),
+        ("--model.tower.init_args.q=2", ["'q' is not accepted"]),
+        ("--model.num_towers=two", ["model.num_towers", "two"]),
+        ("--trainer.devices=4", ["4 ranks", "sptt"]),
+        ("--trainer.callbacks.monitor=val/auc", ["monitor=val/auc", "val/auroc"]),
+        ('--config={"model.tower": {"class_path": "dmt.modules.DLRMTowr"}}', ["DLRMTowr"]),
+    ],
+)
+def test_wrong_options_are_found_without_training(option: str, told: list[str]) -> None:
+    answer = asked(option)
+    assert answer is not None and answer["trial"] == 0
+    assert all(part in answer["told"] for part in told), answer
+
+
+@pytest.mark.parametrize(
+    ("metric", "early", "told"),
+    [
+        ("auroc", False, ["metric.name=auroc", "val/auroc, test/auroc"]),
+        ("val/auc", False, ["metric.name=val/auc", "val/auroc"]),
+        ("test/auroc", True, ["early_terminate", "val/auroc"]),
+    ],
+)
+def test_wrong_metrics_are_found_without_training(metric: str, early: bool, told: list[str]) -> None:
+    answer = asked(metric=metric, early=early)
+    assert answer is not None and answer["trial"] is None
+    assert all(part in answer["told"] for part in told), answer
+
+
+@pytest.mark.parametrize("metric", [None, "test/auroc", "val/log_loss", "a_callbacks_own"])
+def test_sound_trials_pass(metric: str | None) -> None:
+    assert asked("--model.num_towers=2", "--seed_everything=3", metric=metric) is None
+
+
+def test_trials_of_fit_end_to_end(dmt: str, tmp_path: Path) -> None:
+    """Two loggers, one of them W&B's, which writes its offline format; a linked point; validation and test metrics."""
+    config = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
+    config["trainer"]["logger"] = [
+        config["trainer"]["logger"],
+        {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "test"}},
+    ]
+    config["trainer"] |= {"strategy": "auto", "devices": 1, "max_epochs": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    sweep = {
+        "method": "grid",
+        "metric": {"name": "val/auroc", "goal": "maximize"},
+        "program": "dmt",
+        "command": ["${env}", "${program}", "fit", f"--config={tmp_path / 'config.yaml'}", "${args}"],
+        "parameters": {
+            "config": {"values": [{"model.num_towers": 2, "model.tower.init_args.p": 4}]},
+            "data": {"parameters": {name: {"value": 2000} for name in ("num_train", "num_valid", "num_test")}},
+        },
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    command = [dmt, "sweep", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [result] = (tmp_path / "out").glob("*/result.json")
+    told = json.loads(result.read_text())
+    assert {"val/auroc", "test/auroc", "test/normalized_entropy"} <= set(told["metrics"])
+    [summary] = result.parent.rglob("summary.json")
+    described = json.loads(summary.read_text())
+    assert len(described["description"]["towers"]) == 2
+    assert told["metrics"]["test/auroc"] == described["metrics"]["test/auroc"]
+    assert Path(described["checkpoint"]).is_relative_to(result.parent)
+    assert list(result.parent.glob("wandb/offline-run-*/*.wandb"))
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "sweep.yaml", "out"}
+
+
+def test_a_wrong_option_ends_a_sweep_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Asked in this process, which has imported torch; the test above asks as the command does.
+    monkeypatch.setattr("dmt.sweep.checks._ask", check)
+    sweep = {
+        "method": "grid",
+        "command": ["dmt", "fit", *BASE, "${args}"],
+        "parameters": {"model.num_towers": {"values": [2, 4]}, "data.num_trian": {"value": 5}},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["sweep", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out")])
+    assert exit_info.value.code == 2 and not (tmp_path / "out").exists()
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "trial with data.num_trian=5 model.num_towers=2" in line
+    assert "did you mean data.init_args.num_train?" in line

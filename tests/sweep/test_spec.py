@@ -1,0 +1,89 @@
+"""Sweep files: wrong ones end in one line, shipped ones are what W&B takes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dmt.cli import main
+from dmt.errors import UserInputError
+from dmt.sweep.algorithms import violations
+from dmt.sweep.spec import read_spec
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(ROOT.glob("configs/sweeps/*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"method": "gird"}, ["method=gird", "did you mean grid?"]),
+        ({"method": "custom"}, ["method=custom", "choose grid, random or bayes"]),
+        ({"method": "absent"}, ["method=None", "choose grid"]),
+        ({"metric": {"name": "a", "goal": "maximise"}}, ["metric.goal=maximise", "did you mean maximize?"]),
+        ({"metric": {"goal": "maximize"}}, ["metric=", "give it a name"]),
+        ({"metric": "absent", "method": "bayes"}, ["method=bayes needs a metric"]),
+        (
+            {"metric": "absent", "early_terminate": {"type": "hyperband", "min_iter": 1}},
+            ["early_terminate needs a metric"],
+        ),
+        ({"early_terminate": {"type": "hyperband"}}, ["early_terminate"]),
+        ({"parameters": {}}, ["parameters={}", "name at least one"]),
+        ({"parameters": {"x": {"values": []}}}, ["parameters.x", "values is empty", "at least one"]),
+        ({"parameters": {"m": {"parameters": {"x": {"values": []}}}}}, ["parameters.m.x", "values is empty"]),
+        ({"parameters": {"x": 3}}, ["parameters.x=3", "value, values, or min and max"]),
+        ({"parameters": {"x": {"valeus": [1]}}}, ["parameters.x", "valeus", "give value, values, or min and max"]),
+        ({"method": "random", "parameters": {"x": {"min": "1e-3", "max": 1.0}}}, ["x.min=1e-3", "text", "0.001"]),
+        ({"method": "random", "parameters": {"x": {"min": 2, "max": 1}}}, ["x: min 2 is not less than max 1"]),
+        ({"parameters": {"x": {"values": list(range(400))}, "y": {"values": list(range(400))}}}, ["160,000 points"]),
+        ({"parmeters": {}}, ["'parmeters'", "did you mean parameters?"]),
+        ({"scheduler": {"engine": "wandb"}}, ["scheduler", "remove it"]),
+        ({"run_cap": 0}, ["run_cap", "0"]),
+        ({"program": "absent"}, ["program is missing"]),
+        ({"command": ["python", "x.py"]}, ["command has no ${args}"]),
+    ],
+)
+def test_wrong_files(keys: dict, told: list[str], write_sweep: Callable[..., Path]) -> None:
+    path = write_sweep(**keys)
+    with pytest.raises(UserInputError) as refusal:
+        read_spec(path)
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert all(part in str(refusal.value) for part in told), refusal.value
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "no such file"), ("a: [1", "not YAML"), ("- 1", "not a sweep"), ("", "not a sweep")],
+)
+def test_files_that_are_no_sweep(
+    content: str | None, told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sweep.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["sweep", str(path)])
+    assert exit_info.value.code == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"dmt: error: sweep file {path}: ") and told.lower() in line.lower()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_files_are_what_wandb_takes(path: Path) -> None:
+    spec = read_spec(path)
+    assert violations(spec.config) == []
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    name = path.relative_to(ROOT)
+    assert f"dmt sweep {name}" in head and f"wandb sweep {name}" in head
+    assert all(word in head for word in ("Hardware:", "Time:", "Expect:"))
+
+
+def test_a_grid_may_grow_and_other_searches_may_not(write_sweep: Callable[..., Path]) -> None:
+    def identity(**keys: object) -> dict:
+        return read_spec(write_sweep(**keys)).identity()
+
+    longer = {"x": {"values": [1, 2, 3, 4]}}
+    assert identity() == identity(parameters=longer) == identity(metric={"name": "test/other"})
+    assert identity() != identity(parameters={"y": {"value": 1}})
+    assert identity(method="random") != identity(method="random", parameters=longer)
+    assert identity() != identity(command=["python", "${args}"])
