@@ -270,6 +270,8 @@ def _quiet_libraries() -> None:
     logging.getLogger("torchrec.distributed.comm").setLevel(logging.ERROR)  # lists its process groups as warnings
     # TorchRec's row-wise sharding calls torch 2.13's collectives by their old names.
     warnings.filterwarnings("ignore", message=r".torch\.distributed\.\w+_tensor. is deprecated")
+    # torch 2.13's compiler calls what torch 2.13 has deprecated.
+    warnings.filterwarnings("ignore", message=r".torch\._prims_common\.check. is deprecated")
     # torchrec asks torch a question in a way that torch comments on, once a process.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     adverts = ("💡 Tip", "GPU available", "TPU available")

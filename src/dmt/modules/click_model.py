@@ -20,7 +20,7 @@ from torchrec.datasets.utils import Batch
 from dmt.errors import UserInputError
 from dmt.modules.dlrm import DLRM
 from dmt.modules.embeddings import EmbeddingOptimizer
-from dmt.modules.limits import check_trainer
+from dmt.modules.limits import check_compiler, check_trainer
 from dmt.modules.metrics import click_metrics
 from dmt.modules.optimizers import match_by_name
 from dmt.modules.stage import Pooling, Stage, TowerStage
@@ -54,6 +54,11 @@ class ClickModel(L.LightningModule):
         embedding_optimizer: optimiser of embedding rows, run inside the backward pass.
         lr_scheduler: learning-rate schedule, stepped after every training step, by class path. The embedding
             optimiser's rate follows the ratio between the scheduled and the initial rate of the dense one.
+        compile_layers: run the layers around the tower stage through torch.compile, which on the CPU needs a C++
+            compiler. The first steps take half a minute longer.
+
+    Raises:
+        UserInputError: ``compile_layers`` without a C++ compiler.
     """
 
     def __init__(
@@ -70,8 +75,11 @@ class ClickModel(L.LightningModule):
         dense_optimizer: DenseOptimizerFactory = torch.optim.Adam,
         embedding_optimizer: EmbeddingOptimizer = EmbeddingOptimizer(),  # noqa: B008 - frozen
         lr_scheduler: SchedulerFactory | None = None,
+        compile_layers: bool = False,
     ) -> None:
         super().__init__()
+        if compile_layers:
+            check_compiler()
         self.save_hyperparameters()
         self.embedding_dim = embedding_dim
         self.table_dims = table_dims
@@ -84,6 +92,7 @@ class ClickModel(L.LightningModule):
         self.dense_optimizer = dense_optimizer
         self.embedding_optimizer = embedding_optimizer
         self.lr_scheduler = lr_scheduler
+        self.compile_layers = compile_layers
         self.model: TopArch | None = None
         self.val_metrics = click_metrics("val/")
         self.test_metrics = click_metrics("test/")
@@ -111,6 +120,8 @@ class ClickModel(L.LightningModule):
     def build(self, schema: FeatureSchema) -> TopArch:
         """:meth:`make` the model, keep it as ``self.model`` and return it."""
         self.model = self.make(schema)
+        if self.compile_layers:
+            self.model.compile()
         self.schema = schema
         self.resolved_plan = next(m.plan for m in self.model.modules() if isinstance(m, TowerStage))
         return self.model
@@ -139,9 +150,13 @@ class ClickModel(L.LightningModule):
         # A sum over max(B, 1), since the mean of an empty batch is NaN and would poison the all-reduce.
         total = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
         loss = total / max(batch.labels.numel(), 1)
-        # The mean over ranks, so that every rank's callbacks see the same value.
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.labels.numel(), sync_dist=True)
+        self._log_loss(loss.detach(), batch_size=batch.labels.numel())
         return loss
+
+    @torch.compiler.disable  # where the whole module is compiled: Lightning's log asks what Dynamo cannot follow
+    def _log_loss(self, loss: Tensor, *, batch_size: int) -> None:
+        # The mean over ranks, so that every rank's callbacks see the same value.
+        self.log("train/loss", loss, prog_bar=True, batch_size=batch_size, sync_dist=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.val_metrics.update(self.predict_step(batch, batch_idx), batch.labels.int())

@@ -1,6 +1,10 @@
-"""What training with embedding updates inside backward cannot do, whatever the strategy."""
+"""What training cannot do, whatever the strategy: with embedding updates inside backward, and on this machine."""
+
+import os
+import shutil
 
 import lightning.pytorch as pl
+import torch
 
 from dmt.errors import UserInputError
 
@@ -33,4 +37,18 @@ def check_trainer(trainer: pl.Trainer) -> None:
             f"precision={trainer.precision}: embedding tables are float32 and updated in backward; choose one of "
             f"{', '.join(_PRECISIONS)}",
             on_every_rank=True,
+        )
+
+
+def check_compiler() -> None:
+    """Refuse to compile where torch.compile finds no C++ compiler: it would say so on pages, and after the start.
+
+    Raises:
+        UserInputError: there is none, and no GPU either, whose kernels need none.
+    """
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    if not torch.cuda.is_available() and not any(shutil.which(name) for name in compilers):
+        raise UserInputError(
+            "compile_layers=True: torch.compile needs a C++ compiler on the CPU, and there is neither g++ nor clang++; "
+            "install one, or leave the option out"
         )

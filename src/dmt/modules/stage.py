@@ -58,7 +58,9 @@ class Stage(nn.Module, ABC):
     def start(self, features: KeyedJaggedTensor) -> Pending:
         """Begin to compute ``forward(features)``.
 
-        What a model computes before it calls ``wait()`` may run while embeddings are on their way.
+        What a model computes before it calls ``wait()`` may run while embeddings are on their way. It should be
+        ``@torch.compiler.disable``, and so should that ``wait()``: kernels of embedding tables and collectives are
+        not for torch.compile, while the layers around the stage are.
         """
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
@@ -170,6 +172,7 @@ class TowerStage(Stage):
             )
         return dims[0]
 
+    @torch.compiler.disable
     def start(self, features: KeyedJaggedTensor) -> Pending:
         bags = self.bag_order(features)
         pooled = self.embeddings(bags.ids, bags.offsets(), bags.weights)  # (B, sum of table widths)

@@ -253,6 +253,7 @@ class _Pooled(Pending):
     pooled: Any
     batch: FlatBatch
 
+    @torch.compiler.disable
     def wait(self) -> Tensor:
         with _autograd_kernels():
             pooled = self.pooled.wait()

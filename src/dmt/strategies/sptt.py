@@ -310,5 +310,6 @@ class _Outputs(Pending):
     token: Tensor
     batch_size: int
 
+    @torch.compiler.disable
     def wait(self) -> Tensor:
         return self.stage.assemble(self.exchange.wait(self.token), self.batch_size)

@@ -149,6 +149,7 @@ class ShardedStage(Stage):
             underway.finish()  # a message that nobody takes delivery of would block those behind it
         self._ahead = [underway for underway in self._ahead if underway not in unwanted]
 
+    @torch.compiler.disable
     def start(self, features: KeyedJaggedTensor) -> Pending:
         distributed = self._take(features).finish()
         assert distributed is not None, "a step that fails raises"
