@@ -1,14 +1,16 @@
-"""What the benchmarks share: the machine, the command, and the file that a result goes to."""
+"""What the benchmarks share: the machine, the command, fair timing, and the file that a result goes to."""
 
 import datetime
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from scipy.stats import quantile_test
 
 
 def hardware() -> str:
@@ -34,3 +36,25 @@ def publish(lines: Sequence[str], output: Path | None) -> None:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text)
+
+
+def time_in_turn(
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int
+) -> dict[str, list[float]]:
+    """Seconds of each contender, one number a round; all of them run in every round, so that noise meets all alike."""
+    for contender in contenders.values():
+        for _ in range(warm_up):
+            contender()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            started = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median, from order statistics: it assumes nothing of the distribution."""
+    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return float(low), float(high)

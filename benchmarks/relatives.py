@@ -26,9 +26,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from common import heading, publish
+from common import heading, median_interval, publish
 from embedding_variants import Sptt, Variant, Workload, build, check_agreement
-from scipy.stats import quantile_test
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -132,7 +131,7 @@ def report(timings: Sequence[Timing], workload: Workload, rate_mbit: float | Non
         "|---|---|---|---|---|---|",
     ]
     for index, name in enumerate(timings[0].names):
-        low, high = quantile_test(ratios[:, index], p=0.5).confidence_interval(0.95)
+        low, high = median_interval(ratios[:, index])
         interval = "" if index == 0 else f"{low:.3f} to {high:.3f}"
         link = "" if rate_mbit is None else f"{link_mb[index]:.3f}"
         counted = f"{metered_mb[index]:.3f}" if metered_mb[index] else ""

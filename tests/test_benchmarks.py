@@ -25,3 +25,27 @@ def test_relatives_compute_the_same_and_are_compared(tmp_path: Path) -> None:
         "| flat, table-row-wise",
         "| flat, table-wise",
     ]
+
+
+def run(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_interactions_are_compared() -> None:
+    table = run("benchmarks/interaction.py", "--shrink", "64", "--rounds", "7", "--dims", "16")
+    assert len([line for line in table.splitlines() if line.startswith(("| 16384", "| 2048", "| 512"))]) == 8
+
+
+def test_quality_pairs_seeds(tmp_path: Path) -> None:
+    rows = ["trial,state,model.p,seed_everything,seconds,samples_per_second,test/auroc,reason"]
+    rows += [f"a{seed},finished,4,{seed},1.0,10,{0.70 + seed / 100},ok" for seed in range(1, 8)]
+    rows += [f"b{seed},finished,2,{seed},1.0,10,{0.69 + seed / 100},ok" for seed in range(7, 0, -1)]
+    rows += ["c,failed,2,8,1.0,,,exit code 1"]
+    (tmp_path / "results.csv").write_text("\n".join(rows) + "\n")
+    table = run("benchmarks/quality.py", str(tmp_path), "--baseline", "model.p=4")
+    assert "| p=4 | 7 | 0.7400 | 0.0216 |" in table
+    assert "| p=2 | 7 | 0.7300 | 0.0216 | -0.01000 | -0.01000 to -0.01000 |" in table

@@ -10,6 +10,7 @@ import yaml
 from dmt.lightning_cli import run_describe
 
 FOLDER = Path(__file__).parents[2] / "configs" / "paper"
+README = (FOLDER.parents[1] / "README.md").read_text()
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "data")
 
 # Table 4: MFLOPs per sample. Those of the DCNs come out 0.05 to 0.08 % lower.
@@ -64,6 +65,8 @@ def test_a_configuration_costs_what_the_paper_says(name: str, capsys: pytest.Cap
     assert f"Expect: {found['mflops_per_sample']:.2f} MFLOPs per sample" in header
     assert f"{found['parameters'] / 1e9:.2f} G parameters" in header
     assert f"configs/paper/{name}.yaml" in header
+    if "_d" not in name and name == plain:
+        assert f"{found['mflops_per_sample']:.2f}" in README, "the README's table"
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.endswith("_same_over_arch")])

@@ -54,8 +54,8 @@ class ClickModel(L.LightningModule):
         embedding_optimizer: optimiser of embedding rows, run inside the backward pass.
         lr_scheduler: learning-rate schedule, stepped after every training step, by class path. The embedding
             optimiser's rate follows the ratio between the scheduled and the initial rate of the dense one.
-        compile_layers: run the layers around the tower stage through torch.compile, which on the CPU needs a C++
-            compiler. The first steps take half a minute longer.
+        compile_layers: run tower modules and the layers around the stage through torch.compile, which on the CPU
+            needs a C++ compiler. The first steps take half a minute longer.
 
     Raises:
         UserInputError: ``compile_layers`` without a C++ compiler.
@@ -121,9 +121,10 @@ class ClickModel(L.LightningModule):
         """:meth:`make` the model, keep it as ``self.model`` and return it."""
         self.model = self.make(schema)
         if self.compile_layers:
-            self.model.compile()
+            for layers in (self.model, *(tower for stage in _stages(self) for tower in stage.tower_modules)):
+                layers.compile()
         self.schema = schema
-        self.resolved_plan = next(m.plan for m in self.model.modules() if isinstance(m, TowerStage))
+        self.resolved_plan = _stages(self)[0].plan
         return self.model
 
     def configure_model(self) -> None:
@@ -249,6 +250,10 @@ class ClickModel(L.LightningModule):
             raise UserInputError(
                 f"checkpoint: its towers {stored['towers']} differ from this model's; give its plan by --model.plan"
             )
+
+
+def _stages(module: torch.nn.Module) -> list[TowerStage]:
+    return [child for child in module.modules() if isinstance(child, TowerStage)]
 
 
 def _default_plan(schema: FeatureSchema, *, num_towers: int, embedding_dim: int) -> TowerPlan:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dmt.errors import UserInputError
 from dmt.modules.cross_net import make_cross_net
@@ -91,7 +92,10 @@ class DLRMTower(TowerModule):
             outputs.append(self.mix(embeddings.flatten(1)).view(batch_size, self.p, self.out_dim))
         if self.project is not None:
             # (B, F_t, c*D) holds feature f's c vectors side by side, so the view is (B, F_t*c, D).
-            outputs.append(self.project(embeddings).view(batch_size, self.out_features - self.p, self.out_dim))
+            projected = F.linear(embeddings, self.project.weight).flatten(1)
+            # The bias apart: its gradient is a sum over rows, which takes ten times as long over B*F_t narrow ones.
+            projected += self.project.bias.to(projected.dtype).repeat(embeddings.shape[1])
+            outputs.append(projected.view(batch_size, self.out_features - self.p, self.out_dim))
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
