@@ -4,6 +4,8 @@ import difflib
 import json
 import logging
 import os
+import re
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -300,6 +302,7 @@ def parsed_cli(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
                     f"--trainer.strategy {name} before them"
                 ) from error
         told = " ".join(line for line in lines if line and not line.startswith(noise))
+        _check_class_path(told)
         raise UserInputError(f"{told}; see dmt {arguments[0]} --help") from error
     except ValueError as error:
         # The parser wraps what a class says of its arguments into a page about all types that do not fit.
@@ -309,6 +312,23 @@ def parsed_cli(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
         if cause is None:
             raise
         raise cause from None
+
+
+def _check_class_path(told: str) -> None:
+    """Raise with the nearest name where the parser tells, among much else, of a class that does not exist."""
+    key = re.search(r'Parser key "([\w.]+)"', told)
+    missing = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", told)
+    if key and missing:
+        path, name = missing.groups()
+        public = [known for known in dir(sys.modules.get(path)) if not known.startswith("_")]
+        near = difflib.get_close_matches(name, public, n=1)
+        fix = f"did you mean {path}.{near[0]}?" if near else f"give a class that {path} has"
+        raise UserInputError(f"{key[1]}={path}.{name}: no such class; {fix}")
+    absent = re.search(r"No module named '([\w.]+)'", told)
+    if key and absent:
+        raise UserInputError(
+            f"{key[1]}: no module named {absent[1]!r}; install it, or put its folder into PYTHONPATH, or mend the name"
+        )
 
 
 def run_trainer(arguments: list[str]) -> None:

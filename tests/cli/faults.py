@@ -1,10 +1,13 @@
-"""A callback that breaks a run on purpose; named by class path in the tests' command lines."""
+"""Classes that break a run on purpose; named by class path in the tests' command lines."""
 
 import os
 import signal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from dmt.modules import TowerModule
 
 
 class FailOnRank(Callback):
@@ -25,3 +28,14 @@ class FailOnRank(Callback):
             if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError(f"rank {self.rank} fails on purpose")
+
+
+class WrongShape(TowerModule):
+    """A tower module that declares other outputs than it returns."""
+
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.out_features, self.out_dim = num_features + 1, embedding_dim
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return embeddings

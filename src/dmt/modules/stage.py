@@ -132,6 +132,9 @@ class TowerStage(Stage):
         unwrap_singletons: bool = False,
     ) -> None:
         super().__init__()
+        for name, dim in {"embedding_dim": embedding_dim, **(table_dims or {})}.items():
+            if dim < 1:
+                raise UserInputError(f"{name}={dim}: the width of an embedding is positive; give a multiple of 4")
         plan.check_features(schema.feature_names)
         self.schema = schema
         self.plan = plan
