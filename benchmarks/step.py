@@ -81,7 +81,7 @@ def torchrec_modules(rows: int) -> Step:
     """TorchRec's DLRM over its fused tables, which FBGEMM's CPU kernel updates."""
     tables = [
         EmbeddingBagConfig(name=f"t{i}", feature_names=[name], num_embeddings=rows, embedding_dim=DIM)
-        for i, name in enumerate(_data(rows, 1).schema.feature_names)
+        for i, name in enumerate(make_data(rows, 1).schema.feature_names)
     ]
     collection = FusedEmbeddingBagCollection(tables, torch.optim.Adagrad, {"lr": 0.01}, device=torch.device("cpu"))
     train = DLRMTrain(TorchRecDLRM(collection, NUM_DENSE, [*BOTTOM, DIM], [*OVER, 1]))
@@ -108,7 +108,7 @@ def ours(rows: int, *, tower: Any = PassThrough, num_towers: int = 1, bf16: bool
         embedding_optimizer=EmbeddingOptimizer(name="rowwise_adagrad", learning_rate=0.01),
         compile_layers=fused,
     )
-    model.build(_data(rows, 1).schema)
+    model.build(make_data(rows, 1).schema)
     dense = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return _step(model, torch.optim.SGD(dense, lr=0.01), bf16=bf16)
 
@@ -142,7 +142,8 @@ CONTENDERS: dict[str, Callable[[int], Step]] = {
 }
 
 
-def _data(rows: int, batch_size: int) -> RandomClicks:
+def make_data(rows: int, batch_size: int) -> RandomClicks:
+    """The batches that all contenders train on."""
     data = RandomClicks(
         num_embeddings=[rows] * NUM_TABLES,
         num_dense=NUM_DENSE,
@@ -157,7 +158,7 @@ def work(make: Callable[[int], Step], rows: int, batch_size: int, num_threads: i
     """A contender's process: run as many steps as the parent asks for, and send their median seconds."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(num_threads)
-    step, batches = make(rows), list(_data(rows, batch_size).train_dataloader())
+    step, batches = make(rows), list(make_data(rows, batch_size).train_dataloader())
     count = 0
     with contextlib.suppress(EOFError):
         while True:
