@@ -17,6 +17,13 @@ from dmt.errors import UserInputError
 from dmt.schema import FeatureSchema
 
 
+def check_minima(minima: Mapping[str, tuple[int, int]]) -> None:
+    """Raise :class:`UserInputError` for the first option, of (value, minimum) by name, whose value is too small."""
+    for option, (value, minimum) in minima.items():
+        if value < minimum:
+            raise UserInputError(f"{option}={value}: give at least {minimum}")
+
+
 class ClickDataModule(LightningDataModule):
     """Base of the click logs.
 

@@ -10,9 +10,8 @@ import numpy as np
 from torchrec.datasets.utils import Batch
 
 from dmt.datamodules.arrays import single_hot_batch
-from dmt.datamodules.module import ClickDataModule
+from dmt.datamodules.module import ClickDataModule, check_minima
 from dmt.datamodules.synthetic import numbered_names
-from dmt.errors import UserInputError
 from dmt.schema import CategoricalFeature, FeatureSchema
 
 _CLICK_RATE = 0.25
@@ -57,9 +56,7 @@ class RandomClicks(ClickDataModule):
         super().__init__(global_batch_size=global_batch_size, seed=seed)
         minima = {"num_dense": (num_dense, 0), "num_train": (num_train, 1)}
         minima |= {"num_valid": (num_valid, 1), "num_test": (num_test, 1)}
-        for option, (value, minimum) in minima.items():
-            if value < minimum:
-                raise UserInputError(f"{option}={value}: give at least {minimum}")
+        check_minima(minima)
         self.num_samples = {"train": num_train, "valid": num_valid, "test": num_test}
         names = numbered_names("c", len(num_embeddings))
         self._schema = FeatureSchema(

@@ -7,7 +7,7 @@ import torch
 from torchmetrics.functional.classification import binary_auroc
 
 from dmt.datamodules.arrays import ClickArrays
-from dmt.datamodules.module import ClickDataModule
+from dmt.datamodules.module import ClickDataModule, check_minima
 from dmt.datamodules.teacher import ClickTeacher
 from dmt.errors import UserInputError
 from dmt.schema import CategoricalFeature, FeatureSchema
@@ -69,9 +69,7 @@ class SyntheticClicks(ClickDataModule):
             "num_valid": (num_valid, 1),
             "num_test": (num_test, 1),
         }
-        for option, (value, minimum) in minima.items():
-            if value < minimum:
-                raise UserInputError(f"{option}={value}: give at least {minimum}")
+        check_minima(minima)
         if not 1 <= num_groups <= num_features:
             raise UserInputError(
                 f"num_groups={num_groups}: {num_features} features fill between 1 and {num_features} groups; "

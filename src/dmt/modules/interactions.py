@@ -30,7 +30,6 @@ class DotInteraction(nn.Module):
 
     def __init__(self, num_vectors: int) -> None:
         super().__init__()
-        self.num_vectors = num_vectors
         self.out_features = num_vectors * (num_vectors - 1) // 2
         rows, columns = torch.triu_indices(num_vectors, num_vectors, offset=1)
         # Not buffers: weight averaging averages buffers, and an average of indices is off by one now and then.

@@ -36,22 +36,20 @@ class SparseAdamKernel(SparseKernel):
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        super().__init__(sizes, table_of_lookup, learning_rate=learning_rate)
-        self._betas, self._eps = betas, eps
+        super().__init__(sizes, table_of_lookup, learning_rate=learning_rate, eps=eps)
+        self._betas = betas
         self._count = torch.zeros((), dtype=torch.int64)
         self.step = self._count
-        self._moments = [(torch.zeros_like(g.weights), torch.zeros_like(g.weights)) for g in self.groups]
-        self.states = {
-            "exp_avg": self.by_table([mean for mean, _ in self._moments]),
-            "exp_avg_sq": self.by_table([square for _, square in self._moments]),
-        }
+
+    def first_state(self, weights: Tensor) -> dict[str, Tensor]:
+        return {"exp_avg": torch.zeros_like(weights), "exp_avg_sq": torch.zeros_like(weights)}
 
     def update(self, gradient: Tensor, indices: Tensor, offsets: Tensor, factors: Tensor | None) -> None:
         self._count += 1
         super().update(gradient, indices, offsets, factors)
 
     def step_rows(self, group: int, rows: Tensor, gradient: Tensor) -> None:
-        stored = (self.groups[group].weights, *self._moments[group])
+        stored = (self.groups[group].weights, *self.group_states[group].values())
         weights, exp_avg, exp_avg_sq = (tensor.index_select(0, rows) for tensor in stored)
         adam(
             [weights],
@@ -66,7 +64,7 @@ class SparseAdamKernel(SparseKernel):
             beta2=self._betas[1],
             lr=self.learning_rate,
             weight_decay=0.0,
-            eps=self._eps,
+            eps=self.eps,
             maximize=False,
         )
         for tensor, values in zip(stored, (weights, exp_avg, exp_avg_sq), strict=True):

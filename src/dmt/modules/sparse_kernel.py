@@ -84,7 +84,7 @@ class Gradients:
 
 
 class SparseKernel(ABC):
-    """Looks rows up by FBGEMM's kernel; a subclass says in :meth:`step_rows` how backward changes them.
+    """Looks rows up by FBGEMM's kernel; a subclass says which state rows have, and how backward changes them.
 
     Only rows that were looked up ever move. Gradients of a row that occurs several times are summed first.
 
@@ -92,16 +92,16 @@ class SparseKernel(ABC):
         sizes: rows and width of each table.
         table_of_lookup: which table each of the F lookups reads.
         learning_rate: step size.
+        eps: added to the root of what squared gradients have come to.
     """
 
-    states: dict[str, list[Tensor]]
     step: Tensor | None
 
     def __init__(
-        self, sizes: Sequence[tuple[int, int]], table_of_lookup: Sequence[int], *, learning_rate: float
+        self, sizes: Sequence[tuple[int, int]], table_of_lookup: Sequence[int], *, learning_rate: float, eps: float
     ) -> None:
-        self.learning_rate = learning_rate
-        self.states, self.step = {}, None
+        self.learning_rate, self.eps = learning_rate, eps
+        self.step = None
         self._sizes = sizes
         self._widths = [sizes[table][1] for table in table_of_lookup]
         # Tables of one width lie side by side in FBGEMM's storage and are updated as one.
@@ -113,7 +113,11 @@ class SparseKernel(ABC):
             device=torch.device("cpu"),
         )
         self.groups = _make_groups(self.tables.weights_host.detach(), sizes, table_of_lookup)
-        self.weights = self.by_table([group.weights for group in self.groups])
+        self.group_states = [self.first_state(group.weights) for group in self.groups]
+        self.weights = self._by_table([group.weights for group in self.groups])
+        self.states = {
+            kind: self._by_table([state[kind] for state in self.group_states]) for kind in self.group_states[0]
+        }
         first_rows = [0] * len(sizes)
         for group in self.groups:
             start = 0
@@ -122,7 +126,11 @@ class SparseKernel(ABC):
                 start += sizes[table][0]
         self._first_rows = torch.tensor([first_rows[table] for table in table_of_lookup])
 
-    def by_table(self, by_group: Sequence[Tensor]) -> list[Tensor]:
+    @abstractmethod
+    def first_state(self, weights: Tensor) -> dict[str, Tensor]:
+        """The optimiser state of (R, W) rows before any step, by kind; of each, R rows."""
+
+    def _by_table(self, by_group: Sequence[Tensor]) -> list[Tensor]:
         """Views of each table's rows, given those of each group's."""
         views: dict[int, Tensor] = {}
         for group, tensor in zip(self.groups, by_group, strict=True):
