@@ -23,7 +23,7 @@ from dmt.strategies.flat import FlatStage
 from dmt.strategies.flat_meter import count_torchrec
 from dmt.strategies.topology import Topology
 from tests.distributed.harness import init_gloo
-from tests.distributed.stage_cases import TOLERANCE, Case, Reference, check_case, draw_batch, draw_case
+from tests.distributed.stage_cases import Case, Reference, assert_near, check_case, draw_batch, draw_case
 from tests.distributed.strategy_cases import build, one_case, share, train, whole_state
 
 KINDS = ("table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise")
@@ -185,7 +185,7 @@ def check_inference(seed: int) -> None:
         with torch.inference_mode():
             batch = draw_batch(build(optimizer).schema, sum(sizes), random.Random(seed))
             own, mine = share(batch, sizes)
-            torch.testing.assert_close(stage(mine), reference(batch)[own], **TOLERANCE)
+            assert_near(stage(mine), reference(batch)[own], "output")
         assert stage.batch_sizes() == []  # of training batches only
 
 
