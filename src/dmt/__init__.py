@@ -21,6 +21,7 @@ _HOME = {
     "DLRM": "dmt.modules",
     "DLRMTower": "dmt.modules",
     "EmbeddingOptimizer": "dmt.modules",
+    "GatedTower": "dmt.modules",
     "PassThrough": "dmt.modules",
     "TopArch": "dmt.modules",
     "TowerModule": "dmt.modules",

@@ -90,6 +90,30 @@ def test_checkpoints_resume_under_any_strategy(single: tuple[Path, dict[str, Any
                 assert_same_run(results, done.save, wanted["adam"], folder / "adam.ckpt")
 
 
+def test_averages_of_weights_are_the_same_under_every_strategy_and_resume(tmp_path: Path) -> None:
+    """Averages of dense layers and tables; a checkpoint has them as its model, and training goes on without them."""
+
+    def run(strategy: str, name: str, **options: Any) -> Run:
+        options = {"max_steps": 8, "ranks_per_host": 2, "averages": True, "embedding_optimizer": "adagrad"} | options
+        return Run(strategy=strategy, save=tmp_path / f"{name}.ckpt", **options)
+
+    alone = [run("auto", "alone"), run("auto", "half", max_steps=4)]
+    by_rows = {"sharding": "row_wise"}
+    first = [
+        run("sptt", "sptt", options=by_rows),
+        run("torchrec", "torchrec"),
+        run("sptt", "sptt_half", max_steps=4, options=by_rows),
+        run("torchrec", "single_to_torchrec", resume=tmp_path / "half.ckpt"),
+        run("sptt", "sptt_to_sptt", resume=tmp_path / "sptt_half.ckpt"),
+    ]
+    last = [run("auto", "sptt_to_single", resume=tmp_path / "sptt_half.ckpt")]
+    wanted, _ = train(1, alone)
+    for world_size, runs in [(4, first), (1, last)]:
+        for done, results in zip(runs, train(world_size, runs), strict=True):
+            if done.max_steps == 8:
+                assert_same_run(results, done.save, wanted, tmp_path / "alone.ckpt")
+
+
 def test_two_nodes_equal_one(single: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """NODE_RANK and MASTER_ADDR place ranks as on two machines; ranks per host default to a node's."""
     folder, wanted = single

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from dmt.callbacks import WeightAverage
 from dmt.datamodules import SyntheticClicks
 from dmt.errors import UserInputError
 from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer
@@ -43,6 +44,7 @@ class Run:
         embedding_optimizer: of the rows.
         options: more arguments of the strategy.
         limits: more arguments of the Trainer.
+        averages: end with averages of the weights.
     """
 
     strategy: str
@@ -56,6 +58,7 @@ class Run:
     embedding_optimizer: str = "rowwise_adagrad"
     options: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
+    averages: bool = False
 
 
 def make_model(run: Run, over_layers: Sequence[int] = (16,)) -> ClickModel:
@@ -104,6 +107,7 @@ def make_trainer(run: Run, world_size: int) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        callbacks=[WeightAverage(decay=0.6, every_n_steps=2)] if run.averages else [],
         **{"num_sanity_val_steps": 0} | run.limits,
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dmt.errors import UserInputError
-from dmt.modules import DCNTower, DLRMTower, PassThrough
+from dmt.modules import DCNTower, DLRMTower, GatedTower, PassThrough
 from dmt.modules.towers import TowerFactory
 
 # Dot products of up to 7 * 12 = 84 float32 values of order 1 in another order: rounding of about
@@ -85,6 +85,20 @@ def test_a_dcn_tower_of_one_feature_may_go_without_projection(seed: int) -> None
     assert DCNTower(2, 8, out_dim=8, low_rank=2, project_singletons=False).project is not None
 
 
+@pytest.mark.parametrize("num_outputs", [None, 1, 3])
+def test_gated_tower_adds_products_of_mixes_to_mixes(seed: int, rng: random.Random, num_outputs: int | None) -> None:
+    num_features, dim, out_dim, hidden = rng.randint(1, 7), rng.choice([4, 8]), rng.randint(1, 9), rng.randint(1, 6)
+    tower = GatedTower(num_features, dim, out_dim=out_dim, num_outputs=num_outputs, hidden=hidden)
+    output = tower(embeddings := torch.randn(5, num_features, dim))
+    assert output.shape == (5, num_outputs or num_features, out_dim) == (5, tower.out_features, tower.out_dim)
+    flat = embeddings.flatten(1)
+    mixes = torch.einsum("hn,bn->bh", tower.factors.weight, flat) + tower.factors.bias
+    products = mixes[:, :hidden] * mixes[:, hidden:]
+    expected = torch.einsum("on,bn->bo", tower.skip.weight, flat) + tower.skip.bias
+    expected += torch.einsum("oh,bh->bo", tower.project.weight, products)
+    torch.testing.assert_close(output.flatten(1), expected, **TOLERANCE)
+
+
 def test_paper_settings_compress_as_the_paper_says() -> None:
     # Section 3.2, N = 128: c=1, p=0, D=64 halves the elements that cross hosts, whatever the tower's size.
     for num_features in (1, 3, 13):
@@ -98,8 +112,13 @@ def test_paper_settings_compress_as_the_paper_says() -> None:
 
 @pytest.mark.parametrize(
     "factory",
-    [partial(DLRMTower, c=2, p=1, out_dim=5), partial(DCNTower, low_rank=3, out_dim=5), PassThrough],
-    ids=["dlrm", "dcn", "pass"],
+    [
+        partial(DLRMTower, c=2, p=1, out_dim=5),
+        partial(DCNTower, low_rank=3, out_dim=5),
+        partial(GatedTower, hidden=3, out_dim=5),
+        PassThrough,
+    ],
+    ids=["dlrm", "dcn", "gated", "pass"],
 )
 def test_samples_are_independent_and_may_be_none(seed: int, factory: TowerFactory) -> None:
     tower = factory(3, 4)
@@ -148,3 +167,9 @@ def test_wrong_sizes_are_named(options: dict, message: str) -> None:
 def test_wrong_sizes_of_a_dcn_tower_are_named(options: dict, message: str) -> None:
     with pytest.raises(UserInputError, match=f"^{message}$"):
         DCNTower(1, 4, **options)
+
+
+@pytest.mark.parametrize("option", ["out_dim", "num_outputs", "hidden"])
+def test_wrong_sizes_of_a_gated_tower_are_named(option: str) -> None:
+    with pytest.raises(UserInputError, match=f"^GatedTower {option}=0: give a positive number$"):
+        GatedTower(3, 4, **{"out_dim": 4, option: 0})

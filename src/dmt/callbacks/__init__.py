@@ -2,6 +2,7 @@
 
 from dmt.callbacks.predictions import PredictionFile
 from dmt.callbacks.throughput import Throughput
+from dmt.callbacks.weight_average import WeightAverage
 from dmt.callbacks.wire_traffic import WireTraffic
 
-__all__ = ["PredictionFile", "Throughput", "WireTraffic"]
+__all__ = ["PredictionFile", "Throughput", "WeightAverage", "WireTraffic"]

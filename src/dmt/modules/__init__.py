@@ -8,7 +8,7 @@ from dmt.modules.interactions import DotInteraction
 from dmt.modules.metrics import Calibration, LogLoss, NormalizedEntropy, click_metrics
 from dmt.modules.stage import TowerStage
 from dmt.modules.top_arch import TopArch
-from dmt.modules.towers import DCNTower, DLRMTower, PassThrough, TowerModule
+from dmt.modules.towers import DCNTower, DLRMTower, GatedTower, PassThrough, TowerModule
 
 __all__ = [
     "DCN",
@@ -20,6 +20,7 @@ __all__ = [
     "DotInteraction",
     "EmbeddingOptimizer",
     "FusedEmbeddingBags",
+    "GatedTower",
     "LogLoss",
     "NormalizedEntropy",
     "PassThrough",

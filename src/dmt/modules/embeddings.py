@@ -137,6 +137,13 @@ STEP_NAME = "step"
 """State name of the number of updates that the tables have had; Adam's bias correction needs it."""
 
 
+def is_row_state(name: str) -> bool:
+    """Whether an entry of a model's state is optimiser state of embedding rows rather than a weight."""
+    path, _, last = name.rpartition(".")
+    kinds = ("momentum", "exp_avg", "exp_avg_sq")
+    return path.endswith("embeddings") and (last == STEP_NAME or last.endswith(tuple(f"_{kind}" for kind in kinds)))
+
+
 def initialize_rows(
     block: Tensor, *, table: EmbeddingBagConfig, first_row: int, first_column: int = 0, seed: int
 ) -> None:

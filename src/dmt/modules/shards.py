@@ -90,6 +90,11 @@ ShardedState = dict[str, list[TensorShard]]
 """What a rank holds of a model, under the names that the plain model's ``state_dict`` has."""
 
 
+def as_shards(entry: Tensor | Sequence[TensorShard]) -> Sequence[TensorShard]:
+    """What a rank holds of a tensor as blocks, also where it holds all of it."""
+    return [TensorShard.whole(entry)] if isinstance(entry, Tensor) else entry
+
+
 def copy_into_shards(shards: Mapping[str, Sequence[TensorShard]], tensors: Mapping[str, Tensor]) -> None:
     """Fill the shards from whole tensors of the same names; names that only one side has are left alone."""
     with torch.no_grad():

@@ -22,15 +22,18 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from typing_extensions import override
 
 from dmt.errors import UserInputError
-from dmt.modules.shards import TensorShard
+from dmt.modules.shards import TensorShard, as_shards, copy_into_shards
 from dmt.strategies.checkpoint_planners import ShardLoadPlanner, ShardSavePlanner
 
 Entry = Tensor | Sequence[TensorShard]
 """What a rank holds of a tensor: all of it, or blocks."""
 
+CURRENT_WEIGHTS = "current_model_state"
+"""Key of a checkpoint with the weights of training, where the model's are averages; named as Lightning names it."""
+
 _REST = "rest.pt"
-_MODEL = "state_dict."
-_OPTIMIZERS = "optimizer_states."
+_MODEL = "state_dict"
+_OPTIMIZERS = "optimizer_states"
 
 
 class CheckpointDirectory:
@@ -53,10 +56,14 @@ class CheckpointDirectory:
         overlap otherwise. The directory appears under its name when it is complete, and not before.
         """
         rest = dict(checkpoint)
-        entries = {f"{_MODEL}{name}": entry for name, entry in rest.pop("state_dict").items()}
+        entries = {
+            f"{group}.{name}": entry
+            for group in (_MODEL, CURRENT_WEIGHTS)
+            for name, entry in rest.pop(group, {}).items()
+        }
         rest["optimizer_states"] = _all_groups(rest.get("optimizer_states", []))
         for index, optimizer_state in enumerate(checkpoint.get("optimizer_states", [])):
-            entries |= {f"{_OPTIMIZERS}{index}.{key}": t for key, t in _named_state(optimizer_state).items()}
+            entries |= {f"{_OPTIMIZERS}.{index}.{key}": t for key, t in _named_state(optimizer_state).items()}
 
         partial = self.path.with_name(f"{self.path.name}.partial")
         first = dist.get_rank() == 0
@@ -94,49 +101,54 @@ class CheckpointDirectory:
         rest: dict[str, Any] = torch.load(self.path / _REST, weights_only=False)
         stored = self._read(_OPTIMIZERS)
         rest["optimizer_states"] = [
-            _positional_state(groups, stored, prefix=f"{_OPTIMIZERS}{index}.")
+            _positional_state(groups, stored, prefix=f"{_OPTIMIZERS}.{index}.")
             for index, groups in enumerate(rest["optimizer_states"])
         ]
         return rest
 
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each of the model's tensors, by name."""
+    def tensor_shapes(self, group: str = _MODEL) -> dict[str, tuple[int, ...]]:
+        """Shape of each of the model's tensors, by name; or of :data:`CURRENT_WEIGHTS`."""
         return {
-            name.removeprefix(_MODEL): tuple(entry.size)
-            for name, entry in self._stored(_MODEL).items()
+            name.removeprefix(f"{group}."): tuple(entry.size)
+            for name, entry in self._stored(group).items()
             if isinstance(entry, TensorStorageMetadata)
         }
 
-    def load_tensors(self, entries: Mapping[str, Entry]) -> None:
+    def load_tensors(self, entries: Mapping[str, Entry], group: str = _MODEL) -> None:
         """Fill these tensors of the model, or blocks of them, in place.
 
         Args:
             entries: by name; :meth:`tensor_shapes` must have it with the shape of the whole.
+            group: which values: the model's, or :data:`CURRENT_WEIGHTS`.
         """
-        self._fill({f"{_MODEL}{name}": entry for name, entry in entries.items()})
+        self._fill({f"{group}.{name}": entry for name, entry in entries.items()})
 
     def load_all(self) -> dict[str, Any]:
         """The whole checkpoint as Lightning's dictionary, in the memory of this one process."""
-        rest = self.load_rest()
-        model = self._read(_MODEL)
-        return rest | {"state_dict": {name.removeprefix(_MODEL): tensor for name, tensor in model.items()}}
+        groups = {group: self._read(group) for group in (_MODEL, CURRENT_WEIGHTS)}
+        tensors = {
+            group: {name.removeprefix(f"{group}."): tensor for name, tensor in entries.items()}
+            for group, entries in groups.items()
+            if entries or group == _MODEL
+        }
+        return self.load_rest() | tensors
 
-    def _read(self, prefix: str) -> dict[str, Any]:
-        """All entries whose name starts with ``prefix``, whole."""
+    def _read(self, group: str) -> dict[str, Any]:
+        """All entries of a group, whole."""
         entries: dict[str, Any] = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
             if isinstance(entry, TensorStorageMetadata)
             else None
-            for name, entry in self._stored(prefix).items()
+            for name, entry in self._stored(group).items()
         }
         if entries:
             self._fill(entries)
         return entries
 
-    def _stored(self, prefix: str) -> dict[str, Any]:
-        """What the directory says of its entries whose name starts with ``prefix``."""
+    def _stored(self, group: str) -> dict[str, Any]:
+        """What the directory says of the entries of a group."""
         metadata = dcp.FileSystemReader(self.path).read_metadata().state_dict_metadata
-        return {name: entry for name, entry in metadata.items() if name.startswith(prefix)}
+        return {name: entry for name, entry in metadata.items() if name.startswith(f"{group}.")}
 
     def _fill(self, entries: dict[str, Any]) -> None:
         # Each rank reads what it needs by itself: ranks ask for different entries.
@@ -145,6 +157,21 @@ class CheckpointDirectory:
             plain, shards = _divide(entries)
             dcp.load(plain, checkpoint_id=self.path, planner=ShardLoadPlanner(shards), no_dist=True)
             entries |= plain  # what is no tensor is not filled in place
+
+
+def load_group(checkpoint: Mapping[str, Any], group: str, entries: Mapping[str, Entry]) -> bool:
+    """Fill what a rank holds of the model from another group of a loaded checkpoint of either kind.
+
+    Returns:
+        whether the checkpoint has the group.
+    """
+    directory = checkpoint.get("directory")
+    if directory is None:
+        copy_into_shards({name: as_shards(entry) for name, entry in entries.items()}, checkpoint.get(group, {}))
+        return group in checkpoint
+    stored = directory.tensor_shapes(group)
+    directory.load_tensors({name: entry for name, entry in entries.items() if name in stored}, group)
+    return bool(stored)
 
 
 class TowerCheckpointIO(TorchCheckpointIO):

@@ -34,10 +34,10 @@ from dmt.errors import UserInputError
 from dmt.modules.embeddings import deferred_tables
 from dmt.modules.limits import check_trainer
 from dmt.modules.optimizers import match_by_name
-from dmt.modules.shards import TensorShard, copy_into_shards
+from dmt.modules.shards import as_shards
 from dmt.modules.stage import TowerStage
 from dmt.strategies.agreement import require_agreement
-from dmt.strategies.checkpoint import CheckpointDirectory
+from dmt.strategies.checkpoint import CheckpointDirectory, load_group
 from dmt.strategies.lookahead import jagged_tensors, look_ahead
 from dmt.strategies.meter import DenseReduction, WireMeter
 from dmt.strategies.stage import ShardedStage
@@ -392,17 +392,13 @@ class TowerStrategy(DDPStrategy):
         directory = checkpoint.get("directory")
         stored = checkpoint["state_dict"] if directory is None else directory.tensor_shapes()
         _check_names_and_shapes(own, stored, strict=strict)
-        own = {name: tensor for name, tensor in own.items() if name in stored}
-        if directory is not None:
-            directory.load_tensors(own)
-            return
-        copy_into_shards({name: _shards(value) for name, value in own.items()}, stored)
+        load_group(checkpoint, "state_dict", own)
 
 
 def _check_names_and_shapes(own: dict[str, Any], stored: Mapping[str, Any], *, strict: bool) -> None:
     """Compare a checkpoint's tensors with those that all ranks together hold; collective, fails on every rank."""
     everyone: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(everyone, {name: _shards(value)[0].shape for name, value in own.items()})
+    dist.all_gather_object(everyone, {name: as_shards(value)[0].shape for name, value in own.items()})
     wanted = {name: shape for names in everyone for name, shape in names.items()}
     found = {name: tuple(getattr(value, "shape", value)) for name, value in stored.items()}
     wrong = sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name])
@@ -418,10 +414,6 @@ def _check_names_and_shapes(own: dict[str, Any], stored: Mapping[str, Any], *, s
         f"checkpoint: {problem}; it belongs to another model, give the configuration it was made with",
         on_every_rank=True,
     )
-
-
-def _shards(value: Tensor | list[TensorShard]) -> list[TensorShard]:
-    return [TensorShard.whole(value)] if isinstance(value, Tensor) else value
 
 
 def _optimizer_settings(optimizer: Optimizer) -> str:
