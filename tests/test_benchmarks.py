@@ -49,3 +49,19 @@ def test_quality_pairs_seeds(tmp_path: Path) -> None:
     table = run("benchmarks/quality.py", str(tmp_path), "--baseline", "model.p=4")
     assert "| p=4 | 7 | 0.7400 | 0.0216 |" in table
     assert "| p=2 | 7 | 0.7300 | 0.0216 | -0.01000 | -0.01000 to -0.01000 |" in table
+
+
+def test_quality_compares_within_a_parameter_and_chooses_by_another_metric(tmp_path: Path) -> None:
+    rows = ["trial,state,top.class_path,top.layers,tower.class_path,seed_everything,test/auroc,val/auroc"]
+    for top, offset in (("a.DLRM", 0.0), ("a.DCN", 0.1)):
+        for tower, gain in (("a.Pass", 0.0), ("a.Gated", 0.01)):
+            for seed in range(1, 8):
+                test = 0.6 + offset + gain + seed / 1000
+                rows += [f"{top}{tower}{seed},finished,{top},[64],{tower},{seed},{test},{0.9 - offset - gain}"]
+    (tmp_path / "results.csv").write_text("\n".join(rows) + "\n")
+    options = ["--baseline", "tower.class_path=a.Pass", "--within", "top.class_path", "--choose", "val/auroc"]
+    table = run("benchmarks/quality.py", str(tmp_path), *options)
+    assert table.count("| point | n |") == 2
+    for top in ("DLRM", "DCN"):
+        assert f"| top={top}, tower=Gated | 7 | {0.614 + 0.1 * (top == 'DCN'):.4f} | 0.0022 | +0.01000 |" in table
+    assert "Highest val/auroc: top=DLRM, tower=Pass, 0.9000; its test/auroc: 0.6040." in table

@@ -191,6 +191,7 @@ ALLOWED = (
     | dict.fromkeys(LOWER, NOUNS)
     | dict.fromkeys(["strategies", "emulate"], NOUNS | LOWER)
     | {"callbacks": NOUNS | LOWER | {"strategies"}}  # a meter reads what a strategy counts
+    | {"preprocess": {"errors", "schema"}, "datamodules": NOUNS | {"preprocess"}}  # what it writes, a DataModule reads
     | {"sweep": {"errors"}}  # runs `dmt fit` as a process, and starts without torch
 )
 

@@ -6,10 +6,12 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dmt.cli import main
 from dmt.lightning_cli import DmtCLI
+from tests.preprocess.criteo_cases import draw_lines, write_log
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,6 +26,12 @@ def readme_commands() -> list[list[str]]:
     return [line[line.index(name) + 1 :] for line in words for name in ("dmt", ".venv/bin/dmt") if name in line]
 
 
+def write_criteo(folder: Path) -> None:
+    """A log of 20 lines, as the Kaggle challenge has it."""
+    folder.mkdir()
+    write_log(folder / "train.txt", draw_lines(np.random.default_rng(0), 20))
+
+
 def test_readme_has_commands() -> None:
     verbs = [command[0] for command in readme_commands()]
     assert verbs.count("fit") >= 5
@@ -34,7 +42,13 @@ def test_readme_has_commands() -> None:
 def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text("towers: [[a], [b]]\n")
-    filled = [{"DIR": str(tmp_path), "my_towers.yaml": str(plan)}.get(word, word) for word in command]
+    logs, converted = tmp_path / "logs", tmp_path / "converted"
+    write_criteo(logs)
+    if "configs/criteo.yaml" in command:
+        main(["preprocess", "criteo", str(logs), "--output", str(converted), "--workers", "1"])
+    is_criteo = {"preprocess", "configs/criteo.yaml"} & set(command)
+    folder = converted if is_criteo else tmp_path
+    filled = [{"DIR": str(folder), "LOGS": str(logs), "my_towers.yaml": str(plan)}.get(word, word) for word in command]
     data_is_missing = "configs/flights.yaml" in filled and not HAS_FLIGHTS
     if data_is_missing or str(tmp_path) in filled:
         (tmp_path / "train.csv").write_text("label\n0\n")
@@ -43,6 +57,9 @@ def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytes
     if filled[0] == "sweep":
         main([*filled, "--dry-run", "--output", str(tmp_path / "out")])
         assert "dmt fit" in capsys.readouterr().out
+    elif filled[0] == "preprocess":
+        main(filled)
+        assert "20 rows (16 train, 2 valid, 2 test)" in capsys.readouterr().out
     elif filled[0] == "describe":
         main(filled)
         assert "compression" in capsys.readouterr().out
@@ -74,10 +91,16 @@ def test_config_opens_with_its_command_and_result(config: Path) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_config_describes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_describes(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if "flights" in config.name and not HAS_FLIGHTS:
         pytest.skip("the flights data is not part of the project")
-    main(["describe", "--config", str(config), "--json"])
+    data = []
+    if "criteo" in config.name:
+        write_criteo(tmp_path / "logs")
+        main(["preprocess", "criteo", str(tmp_path / "logs"), "--output", str(tmp_path / "out"), "--workers", "1"])
+        data = ["--data.path", str(tmp_path / "out")]
+        capsys.readouterr()
+    main(["describe", "--config", str(config), *data, "--json"])
     told = json.loads(capsys.readouterr().out)
     assert {"parameters", "mflops_per_sample", "compression_ratio", "towers", "bytes_per_iteration"} <= set(told)
     for tower in told["towers"]:

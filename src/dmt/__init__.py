@@ -26,6 +26,7 @@ _HOME = {
     "TopArch": "dmt.modules",
     "TowerModule": "dmt.modules",
     "TowerStage": "dmt.modules",
+    "CriteoDataModule": "dmt.datamodules",
     "RandomClicks": "dmt.datamodules",
     "SyntheticClicks": "dmt.datamodules",
     "TabularClicks": "dmt.datamodules",

@@ -17,6 +17,7 @@ verbs:
   test       evaluate a checkpoint on the test split
   predict    click probabilities of the test split
   describe   towers, parameters, FLOPs and bytes of a configuration, without training
+  preprocess convert Criteo's click logs to the training format
   sweep      run a W&B sweep file on this machine, with no account or network
   report     compare finished runs side by side
 
@@ -63,6 +64,10 @@ def _verb(name: str) -> Callable[[list[str]], None]:
         from dmt.lightning_cli import run_describe
 
         return run_describe
+    if name == "preprocess":
+        from dmt.preprocess.command import run_preprocess_command
+
+        return run_preprocess_command
     if name == "sweep":
         from dmt.sweep.command import run_sweep_command
 
@@ -73,7 +78,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
         return run_report
     import difflib
 
-    verbs = ["fit", "validate", "test", "predict", "describe", "sweep", "report"]
+    verbs = ["fit", "validate", "test", "predict", "describe", "preprocess", "sweep", "report"]
     near = difflib.get_close_matches(name, verbs, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(verbs)}"
     raise UserInputError(f"unknown verb {name!r}: {hint}")

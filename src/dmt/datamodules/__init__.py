@@ -1,6 +1,7 @@
 """Click logs as Lightning DataModules, in global batches that do not depend on the number of ranks."""
 
 from dmt.datamodules.arrays import ClickArrays
+from dmt.datamodules.criteo import CriteoDataModule
 from dmt.datamodules.encoder import TabularEncoder
 from dmt.datamodules.loader import ClickLoader, EvaluationLoader, GlobalBatchSampler
 from dmt.datamodules.module import ClickDataModule
@@ -12,6 +13,7 @@ __all__ = [
     "ClickArrays",
     "ClickDataModule",
     "ClickLoader",
+    "CriteoDataModule",
     "EvaluationLoader",
     "GlobalBatchSampler",
     "RandomClicks",

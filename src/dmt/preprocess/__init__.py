@@ -1,0 +1,1 @@
+"""Raw click logs to the training format. Imports no torch, so that the command starts at once."""

@@ -1,0 +1,148 @@
+"""``dmt preprocess``: its options, its progress, and what it prints at the end."""
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dmt.errors import UserInputError
+from dmt.preprocess.criteo import ConversionOptions, PartReport
+from dmt.preprocess.criteo_run import Splits, find_sources, preprocess_criteo
+from dmt.preprocess.criteo_text import CATEGORIES
+from dmt.preprocess.text_parts import is_gzip
+
+# Rows of the tables for the 1 TB logs, as TorchRec's DLRM example has them.
+NUM_EMBEDDINGS = (
+    *(45833188, 36746, 17245, 7413, 20243, 3, 7114, 1441, 62, 29275261, 1572176, 345138, 10),
+    *(2209, 11267, 128, 4, 974, 14, 48937457, 11316796, 40094537, 452104, 12606, 104, 35),
+)
+
+_DESCRIPTION = """\
+Convert Criteo's click logs, the Kaggle file or days of the 1 TB logs, to what `dmt.CriteoDataModule` maps into
+memory. Integers become log(x + 3), missing ones 0 first; a category becomes the row of its value modulo the table's.
+
+Started again after a kill it goes on where it was. DIR/manifest.json is there when all is done.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserInputError(f"{message}; see {self.prog} --help")
+
+
+def run_preprocess_command(arguments: list[str]) -> None:
+    """``dmt preprocess criteo INPUT... --output DIR``."""
+    parser = _Parser(
+        prog="dmt preprocess criteo", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "inputs",
+        type=Path,
+        nargs="+",
+        metavar="INPUT",
+        help="train.txt, day_0 ... day_23, plain or .gz, or their folder",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--num-embeddings",
+        metavar="N",
+        default="1000000",
+        help="at most so many rows a table, which otherwise has the column's of the 1 TB logs (default 1000000); or 26 "
+        "numbers separated by commas",
+    )
+    parser.add_argument(
+        "--split",
+        metavar="A,B,C",
+        help="shares of the rows for training, validation and test, in order. Default: of several files the last one's "
+        "halves are validation and test; of a single file 0.8,0.1,0.1",
+    )
+    parser.add_argument(
+        "--on-bad-lines", choices=["error", "skip"], default="error", help="lines that are not Criteo's (default error)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: the CPUs that this one may use)")
+    if arguments[1:2] != ["criteo"]:
+        found = arguments[1] if len(arguments) > 1 else "nothing"
+        if found in ("-h", "--help"):
+            parser.print_help()
+            return
+        raise UserInputError(f"dmt preprocess {found}: give criteo; see dmt preprocess criteo --help")
+    options = parser.parse_args(arguments[2:])
+    if options.workers is not None and options.workers < 1:
+        raise UserInputError(f"--workers {options.workers}: give at least 1")
+    num_embeddings = _num_embeddings(options.num_embeddings)
+    sources = find_sources(options.inputs)
+    started = time.monotonic()
+    # Of gzip files only the compressed size is known before.
+    total = None if any(is_gzip(s.path) for s in sources) else sum(s.path.stat().st_size for s in sources)
+    with _Progress(total) as progress:
+        done = preprocess_criteo(
+            options.inputs,
+            options.output,
+            options=ConversionOptions(num_embeddings=num_embeddings, skip_bad_lines=options.on_bad_lines == "skip"),
+            splits=Splits(fractions=_fractions(options.split, num_sources=len(sources))),
+            workers=options.workers or len(os.sched_getaffinity(0)),
+            on_part=progress.add,
+        )
+    for told in done.bad_lines:
+        print(told)
+    if done.manifest["bad_lines"]:
+        print(f"{done.manifest['bad_lines']:,} lines were left out; the first of them are above")
+    sizes = {name: end - start for name, (start, end) in done.manifest["splits"].items()}
+    rows, seconds = sum(sizes.values()), time.monotonic() - started
+    told = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+    print(f"{rows:,} rows ({told}) in {seconds:.1f} s, {rows / seconds:,.0f} a second: {options.output}")
+
+
+def _num_embeddings(text: str) -> tuple[int, ...]:
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, len(CATEGORIES)) or not all(1 <= number < 2**31 for number in numbers):
+        raise UserInputError(
+            f"--num-embeddings {text}: give a number from 1 to 2147483647, or 26 of them separated by commas"
+        )
+    return tuple(numbers) if len(numbers) > 1 else tuple(min(size, numbers[0]) for size in NUM_EMBEDDINGS)
+
+
+def _fractions(text: str | None, *, num_sources: int) -> tuple[float, float, float] | None:
+    if text is None:
+        return None if num_sources > 1 else (0.8, 0.1, 0.1)
+    try:
+        train, valid, test = (float(word) for word in text.split(","))
+    except ValueError:
+        train = valid = test = -1.0
+    if min(train, valid, test) < 0 or train <= 0 or abs(train + valid + test - 1) > 1e-9:
+        raise UserInputError(f"--split {text}: give three numbers that sum to 1, such as 0.8,0.1,0.1")
+    return train, valid, test
+
+
+class _Progress:
+    """On a terminal a bar with bytes, rows and time left; nothing otherwise.
+
+    Args:
+        total: bytes of text, if known.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        console = Console(stderr=True)
+        columns = (BarColumn(bar_width=30), DownloadColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("0 rows", total=total)
+        self._rows = 0
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def add(self, report: PartReport) -> None:
+        """Count a part."""
+        self._rows += report.num_rows
+        self._bar.update(self._task, advance=report.num_bytes, description=f"{self._rows:,} rows")

@@ -1,0 +1,259 @@
+"""Whole conversions of Criteo's logs: values, splits, restarts, bad lines and bad files."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmt.cli import main
+from dmt.datamodules import CriteoDataModule
+from dmt.preprocess.criteo import ConversionOptions
+from dmt.preprocess.criteo_run import Converted, Splits, preprocess_criteo
+from tests.preprocess.criteo_cases import ROWS, draw_lines, expected, write_log
+
+Lines = list[bytes]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Lines]]:
+    """Two days of 10,000 lines each."""
+    folder = tmp_path_factory.mktemp("days")
+    lines = [draw_lines(np.random.default_rng(day), 10_000) for day in range(2)]
+    for day, of_day in enumerate(lines):
+        write_log(folder / f"day_{day}", of_day)
+    return folder, lines
+
+
+def convert(inputs: list[Path], output: Path, *, part_bytes: int = 300_000, **options: object) -> Converted:
+    splits = Splits(fractions=options.pop("fractions", None))
+    skip = bool(options.pop("skip_bad_lines", False))
+    how = ConversionOptions(num_embeddings=ROWS, part_bytes=part_bytes, skip_bad_lines=skip)
+    return preprocess_criteo(inputs, output, options=how, splits=splits, **options)
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def arrays(output: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A split as its DataModule has it, in stored order."""
+    data = CriteoDataModule(path=output)
+    data.setup()
+    dataset = data._split(split)
+    batch = dataset.batch(np.arange(len(dataset)))
+    ids = batch.sparse_features.values().reshape(26, -1).T.numpy().astype(np.int32)
+    return batch.dense_features.numpy(), ids, batch.labels.numpy().astype(np.uint8)
+
+
+def assert_split(output: Path, split: str, lines: Lines) -> None:
+    for found, wanted in zip(arrays(output, split), expected(lines), strict=True):
+        # Logarithms in float32 and in float64 differ by a rounding each of argument and result.
+        np.testing.assert_allclose(found, wanted, rtol=2**-22)
+
+
+def test_days_are_split_as_is_the_custom(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+    folder, (first, last) = days
+    done = convert([folder], tmp_path / "out")
+    assert len(done.manifest["parts"]) > 10
+    assert_split(tmp_path / "out", "train", first)
+    assert_split(tmp_path / "out", "valid", last[:5000])
+    assert_split(tmp_path / "out", "test", last[5000:])
+    size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.npy"))
+    headers = 3 * 128 * len(done.manifest["parts"])
+    assert size - headers == 157 * 20_000  # bytes a row
+
+
+def test_any_number_of_workers_and_gzip_give_the_same_bytes(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+    folder, _ = days
+    convert([folder], tmp_path / "one")
+    convert([folder], tmp_path / "two", workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    for day in range(2):
+        with gzip.open(tmp_path / f"day_{day}.gz", "wb", compresslevel=1) as file:
+            file.write((folder / f"day_{day}").read_bytes())
+    done = convert([tmp_path / "day_1.gz", tmp_path / "day_0.gz"], tmp_path / "zipped")
+    assert [source["file"] for source in done.manifest["sources"]] == ["day_0.gz", "day_1.gz"]
+    for split in ("train", "valid", "test"):
+        for found, wanted in zip(arrays(tmp_path / "zipped", split), arrays(tmp_path / "one", split), strict=True):
+            assert np.array_equal(found, wanted)
+
+
+def test_one_file_is_split_by_shares(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+    folder, (lines, _) = days
+    convert([folder / "day_0"], tmp_path / "out", fractions=(0.7, 0.2, 0.1), part_bytes=2**30)
+    assert_split(tmp_path / "out", "train", lines[:7000])
+    assert_split(tmp_path / "out", "valid", lines[7000:9000])
+    assert_split(tmp_path / "out", "test", lines[9000:])
+
+
+def test_a_killed_run_goes_on_without_redoing_parts(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+    folder, _ = days
+    output, parts = tmp_path / "out", tmp_path / "out" / "parts"
+    code = (
+        "from pathlib import Path; from tests.preprocess.test_criteo import convert;"
+        f"convert([Path({str(folder)!r})], Path({str(output)!r}), part_bytes=50_000)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(parts.glob("[0-9]*"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in parts.glob("[0-9]*/part.json")}
+    assert len(finished) >= 5 and not (output / "manifest.json").exists()
+    convert([folder], output, part_bytes=50_000)
+    assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
+    convert([folder], tmp_path / "at_once", part_bytes=50_000)
+    assert contents(output) == contents(tmp_path / "at_once")
+
+
+def test_bad_lines_end_the_run_or_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = draw_lines(np.random.default_rng(3), 4000)
+    bad = {17: b"", 1500: lines[1500] + b"\t", 3999: lines[3999][:50]}
+    file = write_log(tmp_path / "train.txt", [bad.get(index, line) for index, line in enumerate(lines)])
+    for part_bytes in (100_000, 10_000_000):
+        with pytest.raises(ValueError, match=r"train.txt, line 18: it is empty; mend it, or give --on-bad-lines skip"):
+            convert([file], tmp_path / f"error{part_bytes}", fractions=(1, 0, 0), part_bytes=part_bytes)
+        output = tmp_path / f"skip{part_bytes}"
+        done = convert([file], output, fractions=(1, 0, 0), part_bytes=part_bytes, skip_bad_lines=True)
+        assert done.manifest["bad_lines"] == 3
+        assert [told.split(":")[0].split("line ")[1] for told in done.bad_lines] == ["18", "1501", "4000"]
+        assert_split(output, "train", [line for index, line in enumerate(lines) if index not in bad])
+    # Not only in the first part.
+    late = write_log(tmp_path / "late.txt", [line if index != 3000 else b"1" for index, line in enumerate(lines)])
+    with pytest.raises(ValueError, match=r"late.txt, line 3001: 1 columns, not 40"):
+        convert([late], tmp_path / "late", fractions=(1, 0, 0), part_bytes=100_000)
+    with gzip.open(tmp_path / "late.gz", "wb") as zipped:
+        zipped.write(late.read_bytes())
+    with pytest.raises(ValueError, match=r"late.gz, line 3001: 1 columns, not 40"):
+        convert([tmp_path / "late.gz"], tmp_path / "late_gzip", fractions=(1, 0, 0), part_bytes=100_000)
+
+
+def test_the_command_tells_what_it_did(
+    days: tuple[Path, list[Lines]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, lines = days
+    bad = write_log(tmp_path / "train.txt", [b"what?", *lines[0][:99]])
+    main(
+        [
+            "preprocess",
+            "criteo",
+            str(bad),
+            "--output",
+            str(tmp_path / "out"),
+            "--on-bad-lines",
+            "skip",
+            "--workers",
+            "1",
+        ]
+    )
+    told = capsys.readouterr().out
+    assert "train.txt, line 1: 1 columns" in told and "1 lines were left out" in told
+    assert "99 rows (79 train, 10 valid, 10 test)" in told
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["schema"]["categorical"][0] == {
+        "name": "C1", "num_embeddings": 1_000_000, "multi_hot": False, "mean_length": 1.0, "table": "C1"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [["--trainer.devices=1"], ["--trainer.devices=2", "--trainer.strategy=sptt"]])
+def test_models_train_on_it(days: tuple[Path, list[Lines]], tmp_path: Path, ranks: list[str]) -> None:
+    convert([days[0]], tmp_path / "out")
+    words = ["--config=configs/criteo.yaml", f"--data.path={tmp_path / 'out'}", "--data.global_batch_size=512"]
+    words += ["--trainer.accelerator=cpu", "--ranks_per_host=1", *ranks]
+    done = subprocess.run(
+        [sys.executable, "-m", "dmt.cli", "fit", *words],
+        cwd=ROOT,
+        env=os.environ | {"DMT_SAVE_DIR": str(tmp_path / "run")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "test/auroc" in done.stdout
+
+
+def test_the_command_starts_without_torch() -> None:
+    code = "import sys; from dmt.cli import main; main(['preprocess', 'criteo', '--help'])\n"
+    subprocess.run(
+        [sys.executable, "-c", f"try:\n    {code}except SystemExit:\n    assert 'torch' not in sys.modules"], check=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "told"),
+    [
+        (["day_9"], [], "day_9: no such file"),
+        (["empty"], [], "empty: it is empty; fetch it again"),
+        (["plain.gz"], [], "plain.gz: not a gzip file; rename it if it is plain text"),
+        (["cut.gz"], [], "cut.gz: damaged gzip file"),
+        (["one_line"], [], "one_line: no line end in a mebibyte"),
+        (["day_0", "day_2"], [], "day_1 is missing between"),
+        (["day_0", "more/day_0"], [], "day 0 is given twice"),
+        (["more/none"], [], "none: no day_0 to day_23 and no train.txt in it"),
+        (["day_0"], ["--num-embeddings", "0"], "--num-embeddings 0: give a number from 1"),
+        (["day_0"], ["--num-embeddings", "1,2"], "--num-embeddings 1,2: give a number from 1"),
+        (["day_0"], ["--split", "0.5,0.1,0.1"], "--split 0.5,0.1,0.1: give three numbers that sum to 1"),
+        (["day_0"], ["--workers", "0"], "--workers 0: give at least 1"),
+        (["day_0"], ["--output", "day_0"], "it exists and is not of dmt preprocess; give another folder"),
+        (["day_0"], ["--output", "day_0/x"], "Not a directory"),
+    ],
+)
+def test_wrong_input_is_named(
+    names: list[str],
+    options: list[str],
+    told: str,
+    days: tuple[Path, list[Lines]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more" / "none").mkdir(parents=True)
+    text = (days[0] / "day_0").read_bytes()[:100_000].rpartition(b"\n")[0] + b"\n"
+    for name in ("day_0", "day_2", "more/day_0", "plain.gz"):
+        Path(name).write_bytes(text)
+    Path("empty").touch()
+    Path("cut.gz").write_bytes(gzip.compress(text)[:-2000])
+    Path("one_line").write_bytes(b"0" * 18 * 2**20)
+    output = [] if "--output" in options else ["--output", "out"]
+    workers = [] if "--workers" in options else ["--workers", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["preprocess", "criteo", *names, *options, *output, *workers])
+    assert told in capsys.readouterr().err
+    assert not Path("out/manifest.json").exists()
+
+
+def test_another_conversion_is_not_mixed_in(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+    folder, _ = days
+    convert([folder], tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match="begun with other part_bytes; give another folder or remove it"):
+        convert([folder], tmp_path / "out", part_bytes=1000)
+    with pytest.raises(ValueError, match="begun with other sources and fractions"):
+        convert([folder / "day_0"], tmp_path / "out", fractions=(1, 0, 0))
+    assert contents(tmp_path / "out") == before
+
+
+def test_training_refuses_what_the_manifest_does_not_tell_of(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"no manifest.json in it; run `dmt preprocess criteo"):
+        CriteoDataModule(path=output)
+    convert([days[0]], output)
+    part = output / "parts" / "000-00001"
+    np.save(part / "labels.npy", np.load(part / "labels.npy")[1:])
+    with pytest.raises(ValueError, match="000-00001: wrong shapes; convert the logs again"):
+        CriteoDataModule(path=output).setup()
+    (part / "labels.npy").unlink()
+    with pytest.raises(ValueError, match="No such file"):
+        CriteoDataModule(path=output).setup()
+    (output / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest.json is damaged"):
+        CriteoDataModule(path=output)
