@@ -10,6 +10,7 @@ parameter, and a table. With --choose the result names the point that has the hi
 """
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Collection, Mapping
@@ -77,7 +78,9 @@ def tabulate(results: Results, *, baseline: Point, labels: Mapping[Point, str]) 
             differences = [by_seed[seed] - reference[seed] for seed in by_seed if seed in reference]
             low, high = median_interval(differences)
             p = mannwhitneyu(values, list(reference.values())).pvalue
-            cells += [f"{statistics.median(differences):+.5f}", f"{low:+.5f} to {high:+.5f}", f"{p:.3f}"]
+            # Five pairs and fewer leave the interval open.
+            interval = f"{low:+.5f} to {high:+.5f}" if math.isfinite(low + high) else "open"
+            cells += [f"{statistics.median(differences):+.5f}", interval, f"{p:.3f}" if p >= 0.001 else "< 0.001"]
         lines.append(f"| {labels[point]} | {len(values)} | {' | '.join([*cells, '', '', ''][:5])} |")
     return lines
 

@@ -3,19 +3,23 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dmt.cli import main
 from dmt.datamodules import CriteoDataModule
-from dmt.preprocess.criteo import ConversionOptions
-from dmt.preprocess.criteo_run import Converted, Splits, preprocess_criteo
+from dmt.preprocess.criteo import ConversionOptions, Hashing, Vocabularies
+from dmt.preprocess.criteo_run import Splits, preprocess_criteo
 from tests.preprocess.criteo_cases import ROWS, draw_lines, expected, write_log
 
 Lines = list[bytes]
@@ -32,11 +36,18 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Lines]]:
     return folder, lines
 
 
-def convert(inputs: list[Path], output: Path, *, part_bytes: int = 300_000, **options: object) -> Converted:
-    splits = Splits(fractions=options.pop("fractions", None))
-    skip = bool(options.pop("skip_bad_lines", False))
-    how = ConversionOptions(num_embeddings=ROWS, part_bytes=part_bytes, skip_bad_lines=skip)
-    return preprocess_criteo(inputs, output, options=how, splits=splits, **options)
+def convert(
+    inputs: list[Path],
+    output: Path,
+    *,
+    categories: Hashing | Vocabularies = Hashing(num_embeddings=ROWS),  # noqa: B008 - frozen
+    part_bytes: int = 300_000,
+    skip_bad_lines: bool = False,
+    fractions: tuple[float, float, float] | None = None,
+    workers: int = 1,
+) -> Mapping[str, Any]:
+    options = ConversionOptions(categories=categories, part_bytes=part_bytes, skip_bad_lines=skip_bad_lines)
+    return preprocess_criteo(inputs, output, options=options, splits=Splits(fractions=fractions), workers=workers)
 
 
 def contents(output: Path) -> dict[str, bytes]:
@@ -62,12 +73,12 @@ def assert_split(output: Path, split: str, lines: Lines) -> None:
 def test_days_are_split_as_is_the_custom(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
     folder, (first, last) = days
     done = convert([folder], tmp_path / "out")
-    assert len(done.manifest["parts"]) > 10
+    assert len(done["parts"]) > 10
     assert_split(tmp_path / "out", "train", first)
     assert_split(tmp_path / "out", "valid", last[:5000])
     assert_split(tmp_path / "out", "test", last[5000:])
     size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.npy"))
-    headers = 3 * 128 * len(done.manifest["parts"])
+    headers = 3 * 128 * len(done["parts"])
     assert size - headers == 157 * 20_000  # bytes a row
 
 
@@ -80,7 +91,7 @@ def test_any_number_of_workers_and_gzip_give_the_same_bytes(days: tuple[Path, li
         with gzip.open(tmp_path / f"day_{day}.gz", "wb", compresslevel=1) as file:
             file.write((folder / f"day_{day}").read_bytes())
     done = convert([tmp_path / "day_1.gz", tmp_path / "day_0.gz"], tmp_path / "zipped")
-    assert [source["file"] for source in done.manifest["sources"]] == ["day_0.gz", "day_1.gz"]
+    assert [source["file"] for source in done["sources"]] == ["day_0.gz", "day_1.gz"]
     for split in ("train", "valid", "test"):
         for found, wanted in zip(arrays(tmp_path / "zipped", split), arrays(tmp_path / "one", split), strict=True):
             assert np.array_equal(found, wanted)
@@ -94,12 +105,24 @@ def test_one_file_is_split_by_shares(days: tuple[Path, list[Lines]], tmp_path: P
     assert_split(tmp_path / "out", "test", lines[9000:])
 
 
-def test_a_killed_run_goes_on_without_redoing_parts(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "categories"), [("parts", Hashing(num_embeddings=ROWS)), ("values", Vocabularies(min_count=2))]
+)
+@pytest.mark.parametrize("killed_in", ["first", "last"])
+def test_a_killed_run_goes_on_without_redoing_parts(
+    days: tuple[Path, list[Lines]],
+    tmp_path: Path,
+    stage: str,
+    categories: Hashing | Vocabularies,
+    killed_in: str,
+) -> None:
     folder, _ = days
-    output, parts = tmp_path / "out", tmp_path / "out" / "parts"
+    output = tmp_path / "out"
+    parts = output / (stage if killed_in == "first" else "parts")
     code = (
-        "from pathlib import Path; from tests.preprocess.test_criteo import convert;"
-        f"convert([Path({str(folder)!r})], Path({str(output)!r}), part_bytes=50_000)"
+        "from pathlib import Path; from dmt.preprocess.criteo import Hashing, Vocabularies;"
+        "from tests.preprocess.test_criteo import convert;"
+        f"convert([Path({str(folder)!r})], Path({str(output)!r}), part_bytes=50_000, categories={categories!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     deadline = time.monotonic() + 60
@@ -109,10 +132,42 @@ def test_a_killed_run_goes_on_without_redoing_parts(days: tuple[Path, list[Lines
     process.wait()
     finished = {path: path.stat().st_mtime_ns for path in parts.glob("[0-9]*/part.json")}
     assert len(finished) >= 5 and not (output / "manifest.json").exists()
-    convert([folder], output, part_bytes=50_000)
-    assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
-    convert([folder], tmp_path / "at_once", part_bytes=50_000)
+    convert([folder], output, part_bytes=50_000, categories=categories)
+    if parts.exists():  # parts of values are gone when all is done
+        assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
+    convert([folder], tmp_path / "at_once", part_bytes=50_000, categories=categories)
     assert contents(output) == contents(tmp_path / "at_once")
+
+
+@pytest.mark.parametrize("fractions", [None, (0.6, 0.2, 0.2)])
+def test_vocabularies_are_of_the_training_rows(
+    days: tuple[Path, list[Lines]], tmp_path: Path, fractions: tuple[float, float, float] | None
+) -> None:
+    # Of 16 bits of a value 8 are set, so that values recur.
+    lines = [re.sub(rb"[0-9a-f]{6}([0-9a-f]{2})(?=\t|$)", rb"0000ff\1", line) for of_day in days[1] for line in of_day]
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for day in range(2):
+        write_log(folder / f"day_{day}", lines[day * 10_000 : (day + 1) * 10_000])
+    convert([folder], tmp_path / "out", categories=Vocabularies(min_count=30), fractions=fractions, workers=2)
+    num_train = 10_000 if fractions is None else 12_000
+    values = [[int(value or b"0", 16) for value in line.split(b"\t")[14:]] for line in lines]
+    wanted = np.zeros((20_000, 26), np.int32)
+    for column in range(26):
+        of_column = [row[column] for row in values]
+        counts = Counter(value for value in of_column[:num_train] if value)
+        frequent = sorted((v for v, count in counts.items() if count >= 30), key=lambda v: (-counts[v], v))
+        assert 20 < len(frequent) < 256
+        rows = {value: row for row, value in enumerate(frequent, start=2)} | {0: 0}
+        wanted[:, column] = [rows.get(value, 1) for value in of_column]
+        schema = json.loads((tmp_path / "out" / "manifest.json").read_text())["schema"]
+        assert schema["categorical"][column]["num_embeddings"] == 2 + len(frequent)
+    found = [arrays(tmp_path / "out", split) for split in ("train", "valid", "test")]
+    assert np.array_equal(np.concatenate([ids for _, ids, _ in found]), wanted)
+    dense, _, labels = expected(lines)
+    np.testing.assert_allclose(np.concatenate([part for part, _, _ in found]), dense, rtol=2**-22)
+    assert np.array_equal(np.concatenate([part for _, _, part in found]), labels)
+    assert not (tmp_path / "out" / "values").exists()
 
 
 def test_bad_lines_end_the_run_or_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,8 +179,8 @@ def test_bad_lines_end_the_run_or_are_left_out(tmp_path: Path, capsys: pytest.Ca
             convert([file], tmp_path / f"error{part_bytes}", fractions=(1, 0, 0), part_bytes=part_bytes)
         output = tmp_path / f"skip{part_bytes}"
         done = convert([file], output, fractions=(1, 0, 0), part_bytes=part_bytes, skip_bad_lines=True)
-        assert done.manifest["bad_lines"] == 3
-        assert [told.split(":")[0].split("line ")[1] for told in done.bad_lines] == ["18", "1501", "4000"]
+        assert done["bad_lines"] == 3
+        assert [told.split(":")[0].split("line ")[1] for told in done["first_bad_lines"]] == ["18", "1501", "4000"]
         assert_split(output, "train", [line for index, line in enumerate(lines) if index not in bad])
     # Not only in the first part.
     late = write_log(tmp_path / "late.txt", [line if index != 3000 else b"1" for index, line in enumerate(lines)])
@@ -200,6 +255,8 @@ def test_the_command_starts_without_torch() -> None:
         (["more/none"], [], "none: no day_0 to day_23 and no train.txt in it"),
         (["day_0"], ["--num-embeddings", "0"], "--num-embeddings 0: give a number from 1"),
         (["day_0"], ["--num-embeddings", "1,2"], "--num-embeddings 1,2: give a number from 1"),
+        (["day_0"], ["--min-count", "0"], "--min-count 0: give at least 1"),
+        (["day_0"], ["--min-count", "2", "--num-embeddings", "9"], "--num-embeddings 9: with --min-count the"),
         (["day_0"], ["--split", "0.5,0.1,0.1"], "--split 0.5,0.1,0.1: give three numbers that sum to 1"),
         (["day_0"], ["--workers", "0"], "--workers 0: give at least 1"),
         (["day_0"], ["--output", "day_0"], "it exists and is not of dmt preprocess; give another folder"),

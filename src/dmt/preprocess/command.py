@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dmt.errors import UserInputError
-from dmt.preprocess.criteo import ConversionOptions, PartReport
+from dmt.preprocess.criteo import ConversionOptions, Hashing, PartReport, Vocabularies
 from dmt.preprocess.criteo_run import Splits, find_sources, preprocess_criteo
 from dmt.preprocess.criteo_text import CATEGORIES
 from dmt.preprocess.text_parts import is_gzip
@@ -23,7 +23,8 @@ NUM_EMBEDDINGS = (
 
 _DESCRIPTION = """\
 Convert Criteo's click logs, the Kaggle file or days of the 1 TB logs, to what `dmt.CriteoDataModule` maps into
-memory. Integers become log(x + 3), missing ones 0 first; a category becomes the row of its value modulo the table's.
+memory. Integers become log(x + 3), missing ones 0 first; a category becomes the row of its value modulo the table's
+rows, or with --min-count the one that it has in its column's vocabulary.
 
 Started again after a kill it goes on where it was. DIR/manifest.json is there when all is done.
 """
@@ -50,9 +51,15 @@ def run_preprocess_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--num-embeddings",
         metavar="N",
-        default="1000000",
         help="at most so many rows a table, which otherwise has the column's of the 1 TB logs (default 1000000); or 26 "
         "numbers separated by commas",
+    )
+    parser.add_argument(
+        "--min-count",
+        type=int,
+        metavar="N",
+        help="vocabularies instead: a row for each value that the training rows have so often; row 0 is for missing "
+        "values, row 1 for all others. Takes a second pass",
     )
     parser.add_argument(
         "--split",
@@ -73,28 +80,41 @@ def run_preprocess_command(arguments: list[str]) -> None:
     options = parser.parse_args(arguments[2:])
     if options.workers is not None and options.workers < 1:
         raise UserInputError(f"--workers {options.workers}: give at least 1")
-    num_embeddings = _num_embeddings(options.num_embeddings)
+    categories = _categories(options)
     sources = find_sources(options.inputs)
     started = time.monotonic()
     # Of gzip files only the compressed size is known before.
     total = None if any(is_gzip(s.path) for s in sources) else sum(s.path.stat().st_size for s in sources)
     with _Progress(total) as progress:
-        done = preprocess_criteo(
+        manifest = preprocess_criteo(
             options.inputs,
             options.output,
-            options=ConversionOptions(num_embeddings=num_embeddings, skip_bad_lines=options.on_bad_lines == "skip"),
+            options=ConversionOptions(categories=categories, skip_bad_lines=options.on_bad_lines == "skip"),
             splits=Splits(fractions=_fractions(options.split, num_sources=len(sources))),
             workers=options.workers or len(os.sched_getaffinity(0)),
             on_part=progress.add,
         )
-    for told in done.bad_lines:
+    for told in manifest["first_bad_lines"]:
         print(told)
-    if done.manifest["bad_lines"]:
-        print(f"{done.manifest['bad_lines']:,} lines were left out; the first of them are above")
-    sizes = {name: end - start for name, (start, end) in done.manifest["splits"].items()}
+    if manifest["bad_lines"]:
+        print(f"{manifest['bad_lines']:,} lines were left out; the first of them are above")
+    sizes = {name: end - start for name, (start, end) in manifest["splits"].items()}
     rows, seconds = sum(sizes.values()), time.monotonic() - started
     told = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     print(f"{rows:,} rows ({told}) in {seconds:.1f} s, {rows / seconds:,.0f} a second: {options.output}")
+
+
+def _categories(options: argparse.Namespace) -> Hashing | Vocabularies:
+    if options.min_count is None:
+        return Hashing(num_embeddings=_num_embeddings(options.num_embeddings or "1000000"))
+    if options.num_embeddings is not None:
+        raise UserInputError(
+            f"--num-embeddings {options.num_embeddings}: with --min-count the vocabularies say how many rows there "
+            "are; give one of the two"
+        )
+    if options.min_count < 1:
+        raise UserInputError(f"--min-count {options.min_count}: give at least 1")
+    return Vocabularies(min_count=options.min_count)
 
 
 def _num_embeddings(text: str) -> tuple[int, ...]:
@@ -132,8 +152,9 @@ class _Progress:
         console = Console(stderr=True)
         columns = (BarColumn(bar_width=30), DownloadColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("0 rows", total=total)
-        self._rows = 0
+        self._total = total
+        self._tasks: dict[str, TaskID] = {}
+        self._rows: dict[str, int] = {}
 
     def __enter__(self) -> "_Progress":
         self._bar.start()
@@ -142,7 +163,10 @@ class _Progress:
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def add(self, report: PartReport) -> None:
-        """Count a part."""
-        self._rows += report.num_rows
-        self._bar.update(self._task, advance=report.num_bytes, description=f"{self._rows:,} rows")
+    def add(self, stage: str, report: PartReport) -> None:
+        """Count a part; each stage has a bar of its own."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task("", total=self._total)
+        self._rows[stage] = self._rows.get(stage, 0) + report.num_rows
+        told = f"{stage}: {self._rows[stage]:,} rows"
+        self._bar.update(self._tasks[stage], advance=report.num_bytes, description=told)

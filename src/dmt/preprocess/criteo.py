@@ -2,6 +2,8 @@
 
     OUTPUT/
         options.json            what the parts were made from, and how
+        values/FILE-PART/       with vocabularies, until all is done: values.npy uint32 (n, 26), counts, and as below
+        vocabulary.parquet      with vocabularies: the values of each column, by row, from row 2 on
         parts/FILE-PART/        dense.npy float32 (n, 13), ids.npy int32 (n, 26), labels.npy uint8 (n,), part.json
         manifest.json           schema, rows, splits, checksums; there when all is done
 
@@ -13,8 +15,10 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +27,50 @@ import polars as pl
 from dmt.errors import UserInputError
 from dmt.preprocess.criteo_text import CATEGORIES, BadLine, Lines, read_lines, scale_integers
 from dmt.preprocess.text_parts import chunks, count_lines, open_text, seek_line
+from dmt.preprocess.vocabulary import NUM_SPECIAL, ValueTable, count_values, merge_counts
 
 NUM_SHOWN = 10
 MANIFEST = "manifest.json"
+PARTS = "parts"
+VOCABULARY = "vocabulary.parquet"
 FORMAT_VERSION = 1
 OPTIONS = "options.json"
+_COUNTS = "counts.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hashing:
+    """A category becomes the row of its value modulo the table's rows; missing ones are 0.
+
+    Args:
+        num_embeddings: rows of each of the 26 tables.
+    """
+
+    num_embeddings: tuple[int, ...]
+
+    def arrays(self, lines: Lines) -> dict[str, np.ndarray]:
+        """``dense`` float32 (n, 13), ``ids`` int32 (n, 26), ``labels`` uint8 (n,)."""
+        rows = [
+            (pl.col(name) % rows).cast(pl.Int32) for name, rows in zip(CATEGORIES, self.num_embeddings, strict=True)
+        ]
+        ids = lines.categories.select(rows).to_numpy(order="c")
+        return {"dense": scale_integers(lines.integers), "ids": ids, "labels": lines.labels}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabularies:
+    """A category becomes the row that its value has in its column's vocabulary.
+
+    Args:
+        min_count: occurrences in the training rows that give a value a row of its own.
+    """
+
+    min_count: int
+
+    def arrays(self, lines: Lines) -> dict[str, np.ndarray]:
+        """``dense`` float32 (n, 13), ``values`` uint32 (n, 26), ``labels`` uint8 (n,)."""
+        values = lines.categories.to_numpy(order="c")
+        return {"dense": scale_integers(lines.integers), "values": values, "labels": lines.labels}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +78,19 @@ class ConversionOptions:
     """How lines become parts.
 
     Args:
-        num_embeddings: rows of each of the 26 tables; a category's row is its value modulo that.
+        categories: how categories become rows. With vocabularies the lines become parts of values first.
         skip_bad_lines: leave lines out that are not Criteo's; otherwise the first one is an error.
         part_bytes: of the text of a part.
     """
 
-    num_embeddings: tuple[int, ...]
+    categories: Hashing | Vocabularies
     skip_bad_lines: bool = False
     part_bytes: int = 128 * 2**20
 
-    def encode(self, lines: Lines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Dense float32 (n, 13), ids int32 (n, 26), labels uint8 (n,)."""
-        rows = [
-            (pl.col(name) % rows).cast(pl.Int32) for name, rows in zip(CATEGORIES, self.num_embeddings, strict=True)
-        ]
-        ids = lines.categories.select(rows).to_numpy(order="c")
-        return scale_integers(lines.integers), ids, lines.labels
+    @property
+    def stage(self) -> str:
+        """The folder of what lines become."""
+        return "values" if isinstance(self.categories, Vocabularies) else PARTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +105,9 @@ class Source:
     index: int
     path: Path
 
-    def folder(self, output: Path, part: int) -> Path:
+    def folder(self, output: Path, stage: str, part: int) -> Path:
         """Where a part of it goes."""
-        return output / "parts" / f"{self.index:03d}-{part:05d}"
+        return output / stage / f"{self.index:03d}-{part:05d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +140,7 @@ def num_parts(path: Path, options: ConversionOptions) -> int:
 
 def convert_part(source: Source, part: int, *, options: ConversionOptions, output: Path) -> PartReport:
     """Convert one part of a plain file, unless that was done before."""
-    done = read_report(source.folder(output, part))
+    done = read_report(source.folder(output, options.stage, part))
     if done is not None:
         return done
     with open_text(source.path) as file:
@@ -118,7 +158,7 @@ def convert_gzip(source: Source, *, options: ConversionOptions, output: Path) ->
     num_lines = 0
     with open_text(source.path) as file:
         for part in range(2**31):
-            done = read_report(source.folder(output, part))
+            done = read_report(source.folder(output, options.stage, part))
             if done is not None:
                 file.seek(done.num_bytes, os.SEEK_CUR)
             else:
@@ -146,38 +186,42 @@ def _refusal(path: Path, number: int, reason: str) -> UserInputError:
 def _write_part(
     texts: Iterator[bytes], *, source: Source, part: int, options: ConversionOptions, output: Path
 ) -> PartReport:
-    arrays, bad = [], []
+    pieces, bad = [], []
     num_bytes, num_lines = 0, 0
     for text in texts:
         lines = read_lines(text)
         if lines.bad and not options.skip_bad_lines:
             raise _BadLineError(BadLine(num_lines + lines.bad[0].index, lines.bad[0].reason))
         bad += [(num_lines + line.index, line.reason) for line in lines.bad]
-        arrays.append(options.encode(lines))
+        pieces.append(options.categories.arrays(lines))
         num_bytes += len(text)
         num_lines += len(lines.labels) + len(lines.bad)
-    arrays = arrays or [options.encode(read_lines(b""))]
-    dense, ids, labels = (np.concatenate(parts) for parts in zip(*arrays, strict=True))
-    named = {"dense": dense, "ids": ids, "labels": labels}
+    pieces = pieces or [options.categories.arrays(read_lines(b""))]
+    arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     report = PartReport(
         source=source.index,
         part=part,
         num_bytes=num_bytes,
-        num_rows=len(labels),
+        num_rows=num_lines - len(bad),
         num_bad=len(bad),
         first_bad=bad[:NUM_SHOWN],
-        checksums={name: zlib.crc32(array.data) for name, array in named.items()},
+        checksums={name: zlib.crc32(array.data) for name, array in arrays.items()},
     )
-    _save(source.folder(output, part), named, report)
+    with _new_part(source.folder(output, options.stage, part), report) as folder:
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+        if "values" in arrays:
+            count_values(arrays["values"]).write_parquet(folder / _COUNTS)
     return report
 
 
-def _save(folder: Path, arrays: Mapping[str, np.ndarray], report: PartReport) -> None:
+@contextmanager
+def _new_part(folder: Path, report: PartReport) -> Iterator[Path]:
+    """A folder to write a part into, which gets its name when all is written."""
     unfinished = folder.with_name(f".{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    for name, array in arrays.items():
-        np.save(unfinished / f"{name}.npy", array)
+    yield unfinished
     (unfinished / "part.json").write_text(json.dumps(asdict(report)))
     unfinished.rename(folder)
 
@@ -186,3 +230,68 @@ def read_report(folder: Path) -> PartReport | None:
     """The report of a finished part."""
     file = folder / "part.json"
     return PartReport(**json.loads(file.read_text())) if file.exists() else None
+
+
+def write_vocabulary(
+    sources: Sequence[Source], reports: Sequence[PartReport], *, num_rows: int, min_count: int, output: Path
+) -> None:
+    """Write the vocabularies of the first ``num_rows`` rows, unless that was done before.
+
+    Args:
+        sources: the files.
+        reports: of all parts of values, in the order of the rows.
+        num_rows: rows of the training split.
+        min_count: see :class:`Vocabularies`.
+        output: the folder of it all.
+    """
+    if (output / VOCABULARY).exists():
+        return
+    files, left = [], num_rows
+    for report in reports:
+        folder = sources[report.source].folder(output, "values", report.part)
+        if left >= report.num_rows:
+            files.append(folder / _COUNTS)
+        elif left > 0:  # a part of it is for training
+            files.append(folder / "training_counts.parquet")
+            count_values(np.load(folder / "values.npy", mmap_mode="r")[:left]).write_parquet(files[-1])
+        left -= report.num_rows
+    columns = [
+        pl.DataFrame({"value": merge_counts(files, column=column, min_count=min_count)}).select(
+            pl.lit(name).alias("feature"), pl.all()
+        )
+        for column, name in enumerate(CATEGORIES)
+    ]
+    unfinished = output / f".{VOCABULARY}"
+    pl.concat(columns).write_parquet(unfinished)
+    unfinished.rename(output / VOCABULARY)
+
+
+def count_rows(output: Path) -> tuple[int, ...]:
+    """Rows of the embedding table of each column, by :func:`write_vocabulary`."""
+    features = pl.read_parquet(output / VOCABULARY, columns=["feature"])["feature"]
+    return tuple(NUM_SPECIAL + int((features == name).sum()) for name in CATEGORIES)
+
+
+@lru_cache(maxsize=1)
+def _load_tables(file: Path, modified_ns: int) -> list[ValueTable]:
+    """The table of each column; kept for the parts that follow, until the file is another."""
+    table = pl.read_parquet(file)
+    return [ValueTable(table.filter(feature=name)["value"].to_numpy()) for name in CATEGORIES]
+
+
+def encode_part(source: Source, values: PartReport, *, output: Path) -> PartReport:
+    """Make a part of a part of values, unless that was done before."""
+    done = read_report(source.folder(output, PARTS, values.part))
+    if done is not None:
+        return done
+    before = source.folder(output, "values", values.part)
+    columns = np.load(before / "values.npy").T
+    tables = _load_tables(output / VOCABULARY, (output / VOCABULARY).stat().st_mtime_ns)
+    ids = np.stack([table.rows(column) for table, column in zip(tables, columns, strict=True)], axis=1)
+    checksums = {name: values.checksums[name] for name in ("dense", "labels")} | {"ids": zlib.crc32(ids.data)}
+    report = replace(values, checksums=checksums)
+    with _new_part(source.folder(output, PARTS, values.part), report) as folder:
+        np.save(folder / "ids.npy", ids)
+        for name in ("dense.npy", "labels.npy"):
+            os.link(before / name, folder / name)
+    return report

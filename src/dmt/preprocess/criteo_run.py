@@ -4,7 +4,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,23 +13,31 @@ from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dmt.errors import UserInputError
 from dmt.preprocess.criteo import (
     FORMAT_VERSION,
     MANIFEST,
+    NUM_SHOWN,
     OPTIONS,
+    PARTS,
     ConversionOptions,
     PartReport,
     Source,
+    Vocabularies,
     convert_gzip,
     convert_part,
+    count_rows,
+    encode_part,
     num_parts,
+    write_vocabulary,
 )
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS
 from dmt.preprocess.text_parts import is_gzip
 from dmt.schema import CategoricalFeature, FeatureSchema
+
+Task = Callable[[], list[PartReport]]
 
 _DAY = re.compile(r"day_(\d+)(?:\.gz)?")
 
@@ -54,19 +63,6 @@ class Splits:
         return {"train": (0, cuts[0]), "valid": (cuts[0], cuts[1]), "test": (cuts[1], total)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What a conversion comes to.
-
-    Args:
-        manifest: the content of ``manifest.json``.
-        bad_lines: file, number and fault of the first ten lines that were left out.
-    """
-
-    manifest: Mapping[str, Any]
-    bad_lines: list[str]
-
-
 def preprocess_criteo(
     inputs: Sequence[Path],
     output: Path,
@@ -74,8 +70,8 @@ def preprocess_criteo(
     options: ConversionOptions,
     splits: Splits,
     workers: int = 1,
-    on_part: Callable[[PartReport], None] = lambda report: None,
-) -> Converted:
+    on_part: Callable[[str, PartReport], None] = lambda stage, report: None,
+) -> Mapping[str, Any]:
     """Convert logs, or go on with a conversion that was interrupted.
 
     Args:
@@ -84,19 +80,41 @@ def preprocess_criteo(
         options: how.
         splits: which rows are for what.
         workers: processes. With more than one, a script that calls this needs ``if __name__ == "__main__"``.
-        on_part: told of each part as it is done.
+        on_part: told of each part as it is done, and of the folder that it is in.
+
+    Returns:
+        the content of ``manifest.json``.
 
     Raises:
         UserInputError: an input is missing or wrong, or the output is not of this conversion or cannot be written.
     """
     sources = find_sources(inputs)
     start_output(output, sources=sources, options=options, splits=splits)
-    reports = []
-    for report in convert(sources, options=options, output=output, workers=workers):
-        reports.append(report)
-        on_part(report)
-    manifest = write_manifest(output, sources=sources, reports=reports, options=options, splits=splits)
-    return Converted(manifest=manifest, bad_lines=first_bad_lines(sources, reports))
+    if (output / MANIFEST).exists():
+        manifest: Mapping[str, Any] = json.loads((output / MANIFEST).read_text())
+        return manifest
+    with writing(output), Workers(workers) as pool:
+        reports = pool.run(_reading_tasks(sources, options, output), partial(on_part, options.stage))
+        rows = [sum(report.num_rows for report in reports if report.source == source.index) for source in sources]
+        if isinstance(options.categories, Vocabularies):
+            write_vocabulary(
+                sources,
+                reports,
+                num_rows=splits.ranges(rows)["train"][1],
+                min_count=options.categories.min_count,
+                output=output,
+            )
+            encoding = [partial(_encode_part, sources[report.source], report, output) for report in reports]
+            reports = pool.run(encoding, partial(on_part, PARTS))
+            num_embeddings = count_rows(output)
+        else:
+            num_embeddings = options.categories.num_embeddings
+        manifest = describe(sources, reports, num_embeddings=num_embeddings, options=options, splits=splits)
+        unfinished = output / f".{MANIFEST}"
+        unfinished.write_text(json.dumps(manifest, indent=1))
+        unfinished.rename(output / MANIFEST)
+        shutil.rmtree(output / "values", ignore_errors=True)
+    return manifest
 
 
 def find_sources(inputs: Sequence[Path]) -> list[Source]:
@@ -154,7 +172,7 @@ def start_output(output: Path, *, sources: Sequence[Source], options: Conversion
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserInputError(f"--output {output}: it exists and is not of dmt preprocess; give another folder")
     with writing(output):
-        (output / "parts").mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
         unfinished = output / f".{OPTIONS}"
         unfinished.write_text(json.dumps(wanted))
         unfinished.rename(file)
@@ -170,31 +188,54 @@ def writing(output: Path) -> Iterator[None]:
         raise UserInputError(f"--output {output}: {error}; {fix}") from None
 
 
-def convert(
-    sources: Sequence[Source], *, options: ConversionOptions, output: Path, workers: int
-) -> Iterator[PartReport]:
-    """Convert all parts; yields a report of each as it is done, those of an earlier run included."""
-    tasks: list[Callable[[], list[PartReport]]] = []
+class Workers:
+    """Processes that convert parts; with one of them, this one does it.
+
+    Args:
+        number: of processes.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._pool = None
+        if number > 1:
+            self._pool = ProcessPoolExecutor(
+                max_workers=number,
+                mp_context=get_context("spawn"),
+                # One thread a worker: polars' own threads would wait for Python between chunks.
+                initializer=os.putenv,
+                initargs=("POLARS_MAX_THREADS", "1"),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=error[0] is None, cancel_futures=True)
+
+    def run(self, tasks: Sequence[Task], on_part: Callable[[PartReport], None]) -> list[PartReport]:
+        """Run tasks; returns the reports of all parts in the order of their rows."""
+        reports = []
+        if self._pool is None:
+            results: Iterable[list[PartReport]] = (task() for task in tasks)
+        else:
+            results = (future.result() for future in as_completed([self._pool.submit(task) for task in tasks]))
+        for of_task in results:
+            for report in of_task:
+                reports.append(report)
+                on_part(report)
+        return sorted(reports, key=lambda report: (report.source, report.part))
+
+
+def _reading_tasks(sources: Sequence[Source], options: ConversionOptions, output: Path) -> list[Task]:
+    tasks: list[Task] = []
     for source in sources:
         if is_gzip(source.path):
             tasks.append(partial(_convert_gzip, source, options, output))
         else:
             parts = range(num_parts(source.path, options))
             tasks += [partial(_convert_part, source, part, options, output) for part in parts]
-    with writing(output):
-        if workers == 1:
-            for task in tasks:
-                yield from task()
-            return
-        # One thread a worker: polars' own threads would wait for Python between chunks.
-        os.environ["POLARS_MAX_THREADS"] = "1"
-        with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
-            try:
-                for future in as_completed([pool.submit(task) for task in tasks]):
-                    yield from future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    return tasks
 
 
 def _convert_part(source: Source, part: int, options: ConversionOptions, output: Path) -> list[PartReport]:
@@ -205,49 +246,51 @@ def _convert_gzip(source: Source, options: ConversionOptions, output: Path) -> l
     return list(convert_gzip(source, options=options, output=output))
 
 
-def write_manifest(
-    output: Path,
-    *,
+def _encode_part(source: Source, values: PartReport, output: Path) -> list[PartReport]:
+    return [encode_part(source, values, output=output)]
+
+
+def describe(
     sources: Sequence[Source],
     reports: Sequence[PartReport],
+    *,
+    num_embeddings: Sequence[int],
     options: ConversionOptions,
     splits: Splits,
-) -> Mapping[str, Any]:
-    """Write, and return, what there is to know of the converted logs."""
-    ordered = sorted(reports, key=lambda report: (report.source, report.part))
-    rows = [sum(report.num_rows for report in ordered if report.source == s.index) for s in sources]
+) -> dict[str, Any]:
+    """The manifest: what there is to know of the converted logs."""
+    rows = [sum(report.num_rows for report in reports if report.source == source.index) for source in sources]
     schema = FeatureSchema(
         categorical=[
             CategoricalFeature(name=name, num_embeddings=size)
-            for name, size in zip(CATEGORIES, options.num_embeddings, strict=True)
+            for name, size in zip(CATEGORIES, num_embeddings, strict=True)
         ],
         dense=INTEGERS,
     )
-    manifest = {
+    return {
         "version": FORMAT_VERSION,
         "schema": schema.to_dict(),
         "splits": splits.ranges(rows),
         "sources": [{"file": s.path.name, "rows": n} for s, n in zip(sources, rows, strict=True)],
         "options": asdict(options),
-        "bad_lines": sum(report.num_bad for report in ordered),
+        "bad_lines": sum(report.num_bad for report in reports),
+        "first_bad_lines": _first_bad_lines(sources, reports),
         "parts": [
-            {"folder": s.folder(Path(), report.part).as_posix(), "rows": report.num_rows, "crc32": report.checksums}
-            for report in ordered
-            if (s := sources[report.source])
+            {
+                "folder": sources[report.source].folder(Path(), PARTS, report.part).as_posix(),
+                "rows": report.num_rows,
+                "crc32": report.checksums,
+            }
+            for report in reports
         ],
     }
-    with writing(output):
-        unfinished = output / f".{MANIFEST}"
-        unfinished.write_text(json.dumps(manifest, indent=1))
-        unfinished.rename(output / MANIFEST)
-    return manifest
 
 
-def first_bad_lines(sources: Sequence[Source], reports: Sequence[PartReport]) -> list[str]:
-    """The first ten lines that were left out, as text."""
+def _first_bad_lines(sources: Sequence[Source], reports: Sequence[PartReport]) -> list[str]:
+    """File, number and fault of the first ten lines that were left out."""
     told, lines_before = [], dict.fromkeys((source.index for source in sources), 0)
-    for report in sorted(reports, key=lambda report: (report.source, report.part)):
+    for report in reports:
         for index, reason in report.first_bad:
             told.append(f"{sources[report.source].path}, line {lines_before[report.source] + index + 1}: {reason}")
         lines_before[report.source] += report.num_rows + report.num_bad
-    return told[:10]
+    return told[:NUM_SHOWN]

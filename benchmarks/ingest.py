@@ -1,0 +1,166 @@
+"""Criteo text to the training format: `dmt preprocess criteo` against TorchRec's converter and a plain polars pipeline.
+
+    python benchmarks/ingest.py --output benchmarks/results/ingest.md
+
+A log of random lines is written first, with a tenth of the values missing; every round converts it with each contender
+in turn, as a process of its own, start included. TorchRec's converter, which keeps all rows as Python lists, gets a
+shorter log, and its start is not counted; it needs `pip install iopath`. The plain pipeline reads the same log in
+batches, hashes, takes logarithms and saves arrays, with no checks, parts or restarts. Memory is the largest sum over a
+contender's processes of what they do not share (PSS), sampled every 50 ms.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from common import heading, publish
+
+INTEGERS = [f"I{index}" for index in range(1, 14)]
+CATEGORIES = [f"C{index}" for index in range(1, 27)]
+BLOCK_ROWS = 250_000
+
+TORCHREC = """
+import sys, time
+from torchrec.datasets.criteo import BinaryCriteoUtils
+source, folder = sys.argv[1:]
+started = time.perf_counter()
+BinaryCriteoUtils.tsv_to_npys(source, *(f"{folder}/{name}.npy" for name in ("dense", "sparse", "labels")))
+open(f"{folder}/seconds", "w").write(str(time.perf_counter() - started))
+"""
+POLARS = """
+import sys
+import numpy as np, polars as pl
+source, folder = sys.argv[1:]
+integers, categories = [f"I{i}" for i in range(1, 14)], [f"C{i}" for i in range(1, 27)]
+schema = {"label": pl.UInt8} | dict.fromkeys(integers, pl.Int64) | dict.fromkeys(categories, pl.String)
+lines = pl.scan_csv(source, has_header=False, separator="\\t", quote_char=None, schema=schema)
+values = pl.col(categories).str.to_integer(base=16, dtype=pl.Int64).fill_null(0)
+columns = lines.select(
+    "label",
+    (pl.col(integers).fill_null(0).clip(-2) + 3).log().cast(pl.Float32),
+    (values % 1_000_000).cast(pl.Int32),
+)
+for number, frame in enumerate(columns.collect_batches()):
+    np.save(f"{folder}/labels{number}.npy", frame["label"].to_numpy())
+    np.save(f"{folder}/dense{number}.npy", frame.select(integers).to_numpy(order="c"))
+    np.save(f"{folder}/ids{number}.npy", frame.select(categories).to_numpy(order="c"))
+"""
+
+
+def write_log(path: Path, rows: int) -> None:
+    """Random lines in Criteo's format."""
+    rng = np.random.default_rng(0)
+    with path.open("wb") as file:
+        for start in range(0, rows, BLOCK_ROWS):
+            count = min(BLOCK_ROWS, rows - start)
+            columns = {"label": rng.integers(0, 2, count)}
+            columns |= {name: rng.geometric(0.03, count) - 3 for name in INTEGERS}
+            # One hexadecimal digit is fixed, so that every value has eight of them.
+            columns |= {name: rng.integers(2**28, 2**32, count) for name in CATEGORIES}
+            frame = pl.DataFrame(columns).with_columns(pl.col(CATEGORIES).map_batches(_hexadecimal, pl.String))
+            missing = rng.random((count, 39)) < 0.1
+            frame = frame.with_columns(
+                pl.when(pl.lit(pl.Series(missing[:, index]))).then(None).otherwise(pl.col(name)).alias(name)
+                for index, name in enumerate((*INTEGERS, *CATEGORIES))
+            )
+            frame.write_csv(file, separator="\t", include_header=False)
+
+
+def _hexadecimal(values: pl.Series) -> pl.Series:
+    numbers = values.to_numpy().astype(">u4").view(np.uint8).reshape(-1, 4)
+    digits = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
+    letters = np.stack([digits[numbers >> 4], digits[numbers & 15]], axis=2).reshape(-1, 8)
+    return pl.Series(values.name, letters.view("S8").ravel().astype(str))
+
+
+def run(words: list[str]) -> tuple[float, int]:
+    """Seconds and largest memory, in bytes, of a command with all its children."""
+    started, largest = time.perf_counter(), 0
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        largest = max(largest, sum(_unshared_bytes(pid) for pid in _family(process.pid)))
+        time.sleep(0.05)
+    if process.returncode:
+        sys.exit(f"{words[:6]} ended with {process.returncode}")
+    return time.perf_counter() - started, largest
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [pid, *(one for child in text.split() for one in _family(int(child)))]
+
+
+def _unshared_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--torchrec-rows", type=int, default=250_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the logs and results go for a while (default: $TMPDIR)")
+    parser.add_argument("--output", type=Path, help="Markdown file to write; printed as well")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        folder = Path(temporary)
+        write_log(long := folder / "long", arguments.rows)
+        write_log(short := folder / "short", arguments.torchrec_rows)
+        dmt = [sys.executable, "-m", "dmt.cli", "preprocess", "criteo"]
+        commands = {
+            "TorchRec tsv_to_npys": (
+                [sys.executable, "-W", "ignore", "-c", TORCHREC, str(short)],
+                arguments.torchrec_rows,
+            ),
+            "plain polars": ([sys.executable, "-c", POLARS, str(long)], arguments.rows),
+            "dmt preprocess criteo": ([*dmt, str(long), "--output"], arguments.rows),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in commands}
+        memory = dict.fromkeys(commands, 0)
+        for _ in range(arguments.rounds):
+            for name, (words, rows) in commands.items():
+                shutil.rmtree(result := folder / "result", ignore_errors=True)
+                if not name.startswith("dmt"):
+                    result.mkdir()
+                seconds, bytes_used = run([*words, str(result)])
+                if (told := result / "seconds").exists():
+                    seconds = float(told.read_text())
+                rates[name].append(rows / seconds)
+                memory[name] = max(memory[name], bytes_used)
+        bytes_a_row = sum(path.stat().st_size for path in result.rglob("*") if path.is_file()) / arguments.rows
+        text_bytes = long.stat().st_size
+    base = statistics.median(rates["TorchRec tsv_to_npys"])
+    lines = [
+        *heading("Criteo text to the training format"),
+        f"{arguments.rows:,} rows, {text_bytes / 1e9:.2f} GB of text ({arguments.torchrec_rows:,} rows for TorchRec); "
+        f"medians of {arguments.rounds} rounds; {os.cpu_count()} workers. dmt writes {bytes_a_row:.1f} bytes a row.",
+        "",
+        "| | rows a second | lowest to highest | times TorchRec's | memory, MiB |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in rates.items():
+        spread = f"{min(found):,.0f} to {max(found):,.0f}"
+        ratio = statistics.median(found) / base
+        lines.append(
+            f"| {name} | {statistics.median(found):,.0f} | {spread} | {ratio:.1f} | {memory[name] / 2**20:,.0f} |"
+        )
+    publish(lines, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

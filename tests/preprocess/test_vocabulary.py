@@ -1,0 +1,42 @@
+"""Vocabularies against counting and looking up with Python's own dictionaries."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmt.preprocess.vocabulary import ValueTable, count_values, merge_counts
+
+
+def draw_values(rng: np.random.Generator, num_distinct: int, count: int) -> np.ndarray:
+    """Values of which some are frequent and most are rare, 0 among them."""
+    distinct = np.unique(rng.integers(0, 2**32, num_distinct, dtype=np.uint32))
+    distinct[0] = 0
+    return distinct[np.minimum(rng.zipf(1.2, count) - 1, len(distinct) - 1)]
+
+
+@pytest.mark.parametrize("min_count", [1, 3])
+def test_counts_of_parts_add_up(tmp_path: Path, min_count: int) -> None:
+    rng = np.random.default_rng()
+    columns = [draw_values(rng, size, 5000) for size in (3, 50, 3000)]
+    values = np.stack(columns, axis=1)
+    files = []
+    for number, part in enumerate(np.array_split(values, [100, 100, 2000])):  # one of them is empty
+        files.append(tmp_path / f"{number}.parquet")
+        count_values(part).write_parquet(files[-1])
+    for column, of_column in enumerate(columns):
+        counts = Counter(value for value in of_column.tolist() if value)
+        wanted = sorted((v for v, count in counts.items() if count >= min_count), key=lambda v: (-counts[v], v))
+        assert merge_counts(files, column=column, min_count=min_count).tolist() == wanted
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 1000, 50_000])
+def test_values_find_their_rows(size: int) -> None:
+    rng = np.random.default_rng()
+    vocabulary = rng.permutation(np.unique(rng.integers(1, 2**32, size, dtype=np.uint32)))
+    rows = {value: row for row, value in enumerate(vocabulary.tolist(), start=2)} | {0: 0}
+    values = np.concatenate([vocabulary, vocabulary + np.uint32(1), np.zeros(3, np.uint32)])
+    found = ValueTable(vocabulary).rows(rng.permutation(values))
+    assert found.dtype == np.int32
+    assert ValueTable(vocabulary).rows(values).tolist() == [rows.get(value, 1) for value in values.tolist()]
