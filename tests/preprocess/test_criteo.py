@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,7 @@ def test_days_are_split_as_is_the_custom(days: tuple[Path, list[Lines]], tmp_pat
     assert_split(tmp_path / "out", "valid", last[:5000])
     assert_split(tmp_path / "out", "test", last[5000:])
     size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.npy"))
-    headers = 3 * 128 * len(done["parts"])
-    assert size - headers == 157 * 20_000  # bytes a row
+    assert size - 128 * len(done["parts"]) == 160 * 20_000  # bytes a row, beside a header for each part
 
 
 def test_any_number_of_workers_and_gzip_give_the_same_bytes(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
@@ -137,6 +136,33 @@ def test_a_killed_run_goes_on_without_redoing_parts(
         assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
     convert([folder], tmp_path / "at_once", part_bytes=50_000, categories=categories)
     assert contents(output) == contents(tmp_path / "at_once")
+
+
+def test_ctrl_c_ends_with_a_word_and_a_killed_worker_with_another(tmp_path: Path) -> None:
+    lines = draw_lines(np.random.default_rng(5), 2000)
+    file = write_log(tmp_path / "train.txt", lines * 300)  # 130 MB: some seconds
+    words = [sys.executable, "-m", "dmt.cli", "preprocess", "criteo", str(file), "--workers", "2", "--output"]
+
+    def workers(pid: int) -> list[int]:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+    def interrupt(output: Path, how: Callable[[int], None]) -> tuple[int, str]:
+        process = subprocess.Popen(
+            [*words, str(output)], start_new_session=True, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+        deadline = time.monotonic() + 60
+        while len(workers(process.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.5)  # they have begun, and are not done
+        how(process.pid)
+        _, told = process.communicate(timeout=60)
+        return process.returncode, told
+
+    code, told = interrupt(tmp_path / "one", lambda pid: os.killpg(pid, signal.SIGINT))
+    assert (code, told) == (130, "dmt: interrupted; the same command goes on from here\n")
+    code, told = interrupt(tmp_path / "two", lambda pid: os.kill(workers(pid)[0], signal.SIGKILL))
+    assert code == 2 and told.startswith("dmt: error: --workers 2: one of them was killed") and told.count("\n") == 1
 
 
 @pytest.mark.parametrize("fractions", [None, (0.6, 0.2, 0.2)])
@@ -304,11 +330,11 @@ def test_training_refuses_what_the_manifest_does_not_tell_of(days: tuple[Path, l
     with pytest.raises(ValueError, match=r"no manifest.json in it; run `dmt preprocess criteo"):
         CriteoDataModule(path=output)
     convert([days[0]], output)
-    part = output / "parts" / "000-00001"
-    np.save(part / "labels.npy", np.load(part / "labels.npy")[1:])
-    with pytest.raises(ValueError, match="000-00001: wrong shapes; convert the logs again"):
+    rows = output / "parts" / "000-00001" / "rows.npy"
+    np.save(rows, np.load(rows)[1:])
+    with pytest.raises(ValueError, match=r"000-00001: int32 of shape .* tells of int32 .*; convert the logs again"):
         CriteoDataModule(path=output).setup()
-    (part / "labels.npy").unlink()
+    rows.unlink()
     with pytest.raises(ValueError, match="No such file"):
         CriteoDataModule(path=output).setup()
     (output / "manifest.json").write_text("{")

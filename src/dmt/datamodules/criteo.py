@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torchrec.datasets.utils import Batch
 
-from dmt.datamodules.arrays import ClickArrays, single_hot_batch
+from dmt.datamodules.arrays import single_hot_batch
 from dmt.datamodules.module import ClickDataModule
 from dmt.errors import UserInputError
-from dmt.preprocess.criteo import FORMAT_VERSION, MANIFEST
+from dmt.preprocess.criteo import FORMAT_VERSION, MANIFEST, ROWS
 from dmt.schema import FeatureSchema
 
 
@@ -44,10 +44,14 @@ class CriteoDataModule(ClickDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Map all parts into memory."""
         self.prepare_data()
-        names = self.schema.feature_names
-        parts = [_load_part(self.path / part["folder"], part["rows"], names) for part in self._manifest["parts"]]
+        num_columns = len(self.schema.dense) + len(self.schema.feature_names) + 1
+        parts = [
+            _load_part(self.path / part["folder"], num_rows=part["rows"], num_columns=num_columns)
+            for part in self._manifest["parts"]
+        ]
         self._splits = {
-            name: ClickParts(parts, start=start, end=end) for name, (start, end) in self._manifest["splits"].items()
+            name: ClickParts(self.schema, parts, start=start, end=end)
+            for name, (start, end) in self._manifest["splits"].items()
         }
 
 
@@ -55,14 +59,17 @@ class ClickParts:
     """Some of the samples of a log that lies in several arrays, one after the other.
 
     Args:
-        parts: the arrays.
+        schema: C numeric and F categorical columns, single-hot.
+        parts: int32 (n, C + F + 1) each: the bits of C float32, F ids, the label.
         start: first sample.
         end: the one after the last.
     """
 
-    def __init__(self, parts: Sequence[ClickArrays], *, start: int, end: int) -> None:
-        self._parts = list(parts)
-        self._firsts = np.cumsum([0, *(len(part) for part in parts[:-1])])
+    def __init__(self, schema: FeatureSchema, parts: Sequence[np.ndarray], *, start: int, end: int) -> None:
+        self._names, self._num_dense = schema.feature_names, len(schema.dense)
+        self._num_columns = self._num_dense + len(self._names) + 1
+        self._parts = [part for part in parts if len(part)]
+        self._firsts = np.cumsum([0, *(len(part) for part in self._parts[:-1])])
         self._start, self._end = start, end
 
     def __len__(self) -> int:
@@ -70,19 +77,24 @@ class ClickParts:
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The samples at ``indices`` (B,), in that order; see :meth:`ClickArrays.batch`."""
-        rows = indices + self._start
-        part_of = np.searchsorted(self._firsts, rows, side="right") - 1
-        first = self._parts[0]
-        dense = np.empty((len(rows), first.dense.shape[1]), dtype=np.float32)
-        ids = np.empty((len(first.feature_names), len(rows)), dtype=np.int64)
-        labels = np.empty(len(rows), dtype=np.float32)
-        for number in np.unique(part_of):
-            part, places = self._parts[number], np.flatnonzero(part_of == number)
-            local = rows[places] - self._firsts[number]
-            dense[places] = np.take(part.dense, local, axis=0)
-            ids[:, places] = np.take(part.ids, local, axis=0).T
-            labels[places] = np.take(part.labels, local)
-        return single_hot_batch(first.feature_names, dense=dense, ids=ids, labels=labels)
+        rows = self._gather(indices + self._start)
+        return single_hot_batch(
+            self._names,
+            dense=np.ascontiguousarray(rows[:, : self._num_dense]).view(np.float32),
+            ids=rows[:, self._num_dense : -1].T.astype(np.int64, order="C"),
+            labels=rows[:, -1].astype(np.float32),
+        )
+
+    def _gather(self, samples: np.ndarray) -> np.ndarray:
+        """Rows of samples of the whole log, int32 (B, C + F + 1)."""
+        # Samples of a part together, one call a part; 16 bits sort fastest, and so many parts cannot be mapped.
+        part_of = (np.searchsorted(self._firsts, samples, side="right") - 1).astype(np.uint16)
+        order = np.argsort(part_of, kind="stable")
+        rows = np.empty((len(samples), self._num_columns), dtype=np.int32)
+        for places in np.split(order, 1 + np.flatnonzero(np.diff(part_of[order]))) if len(samples) else []:
+            number = part_of[places[0]]
+            rows[places] = np.take(self._parts[number], samples[places] - self._firsts[number], axis=0)
+        return rows
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -101,13 +113,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _load_part(folder: Path, num_rows: int, feature_names: Sequence[str]) -> ClickArrays:
+def _load_part(folder: Path, *, num_rows: int, num_columns: int) -> np.ndarray:
     try:
-        arrays = ClickArrays.load(folder, feature_names=feature_names)
-    except (OSError, ValueError, AssertionError) as error:
-        raise UserInputError(f"{folder}: {str(error) or 'wrong shapes'}; convert the logs again") from None
-    if len(arrays) != num_rows:
+        rows: np.ndarray = np.load(folder / ROWS, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserInputError(f"{folder}: {error}; convert the logs again") from None
+    if rows.shape != (wanted := (num_rows, num_columns)) or rows.dtype != np.int32:
         raise UserInputError(
-            f"{folder}: {len(arrays)} rows, but the manifest tells of {num_rows}; convert the logs again"
+            f"{folder}: {rows.dtype} of shape {rows.shape}, but the manifest tells of int32 {wanted}; convert the logs "
+            "again"
         )
-    return arrays
+    return rows

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from torchrec.datasets.utils import Batch
 
+from dmt.datamodules.order import EpochOrder
 from dmt.errors import UserInputError
 
 
@@ -26,10 +27,11 @@ class ClickDataset(Protocol):
 class GlobalBatchSampler:
     """Sample indices of one rank, global batch after global batch.
 
-    Step ``k`` of epoch ``e`` holds the samples ``order_e[k * GB:(k + 1) * GB]``, where ``order_e`` is a
-    permutation drawn from ``(shuffle_seed, e)``, or the stored order without a seed. Rank ``r`` takes the
-    ``r``-th of ``G`` contiguous pieces, whose sizes differ by at most one. The last global batch may be short
-    and leave a rank an *empty* piece; every rank has the same number of steps and each sample occurs once.
+    Step ``k`` of epoch ``e`` holds the samples ``order_e[k * GB:(k + 1) * GB]``, where ``order_e`` is the
+    :class:`~dmt.datamodules.order.EpochOrder` of ``(shuffle_seed, e)``, or the stored order without a seed.
+    Rank ``r`` takes the ``r``-th of ``G`` contiguous pieces, whose sizes differ by at most one. The last global
+    batch may be short and leave a rank an *empty* piece; every rank has the same number of steps and each sample
+    occurs once.
 
     Args:
         num_samples: samples of the data set.
@@ -86,12 +88,14 @@ class GlobalBatchSampler:
             base, extra = divmod(size, self.world_size)
             begin = start + self.rank * base + min(self.rank, extra)
             end = begin + base + (self.rank < extra)
-            yield np.arange(begin, end) if order is None else order[begin:end]
+            yield np.arange(begin, end) if order is None else order.samples(begin, end)
 
-    def _order(self) -> np.ndarray | None:
-        if self.shuffle_seed is None:
-            return None
-        return np.random.default_rng((self.shuffle_seed, self.epoch)).permutation(self.num_samples)
+    def _order(self) -> EpochOrder | None:
+        return (
+            None
+            if self.shuffle_seed is None
+            else EpochOrder(self.num_samples, seed=self.shuffle_seed, epoch=self.epoch)
+        )
 
 
 class EvaluationLoader:

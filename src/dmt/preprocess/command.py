@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -85,15 +86,19 @@ def run_preprocess_command(arguments: list[str]) -> None:
     started = time.monotonic()
     # Of gzip files only the compressed size is known before.
     total = None if any(is_gzip(s.path) for s in sources) else sum(s.path.stat().st_size for s in sources)
-    with _Progress(total) as progress:
-        manifest = preprocess_criteo(
-            options.inputs,
-            options.output,
-            options=ConversionOptions(categories=categories, skip_bad_lines=options.on_bad_lines == "skip"),
-            splits=Splits(fractions=_fractions(options.split, num_sources=len(sources))),
-            workers=options.workers or len(os.sched_getaffinity(0)),
-            on_part=progress.add,
-        )
+    try:
+        with _Progress(total) as progress:
+            manifest = preprocess_criteo(
+                options.inputs,
+                options.output,
+                options=ConversionOptions(categories=categories, skip_bad_lines=options.on_bad_lines == "skip"),
+                splits=Splits(fractions=_fractions(options.split, num_sources=len(sources))),
+                workers=options.workers or len(os.sched_getaffinity(0)),
+                on_part=progress.add,
+            )
+    except KeyboardInterrupt:
+        print("dmt: interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
     for told in manifest["first_bad_lines"]:
         print(told)
     if manifest["bad_lines"]:

@@ -2,9 +2,9 @@
 
     OUTPUT/
         options.json            what the parts were made from, and how
-        values/FILE-PART/       with vocabularies, until all is done: values.npy uint32 (n, 26), counts, and as below
+        values/FILE-PART/       with vocabularies, until all is done: as below, with values in place of ids, and counts
         vocabulary.parquet      with vocabularies: the values of each column, by row, from row 2 on
-        parts/FILE-PART/        dense.npy float32 (n, 13), ids.npy int32 (n, 26), labels.npy uint8 (n,), part.json
+        parts/FILE-PART/        rows.npy int32 (n, 40): the bits of 13 float32, 26 ids, the label; part.json
         manifest.json           schema, rows, splits, checksums; there when all is done
 
 A part is some 128 MiB of text. It appears under its name when it is complete, so that a run that was killed goes on
@@ -25,17 +25,19 @@ import numpy as np
 import polars as pl
 
 from dmt.errors import UserInputError
-from dmt.preprocess.criteo_text import CATEGORIES, BadLine, Lines, read_lines, scale_integers
+from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, NUM_COLUMNS, BadLine, Lines, read_lines, scale_integers
 from dmt.preprocess.text_parts import chunks, count_lines, open_text, seek_line
 from dmt.preprocess.vocabulary import NUM_SPECIAL, ValueTable, count_values, merge_counts
 
 NUM_SHOWN = 10
 MANIFEST = "manifest.json"
 PARTS = "parts"
+ROWS = "rows.npy"
 VOCABULARY = "vocabulary.parquet"
 FORMAT_VERSION = 1
 OPTIONS = "options.json"
 _COUNTS = "counts.parquet"
+_FIRST_ID = len(INTEGERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +50,12 @@ class Hashing:
 
     num_embeddings: tuple[int, ...]
 
-    def arrays(self, lines: Lines) -> dict[str, np.ndarray]:
-        """``dense`` float32 (n, 13), ``ids`` int32 (n, 26), ``labels`` uint8 (n,)."""
+    def ids(self, categories: pl.DataFrame) -> np.ndarray:
+        """Rows of the values, int32 (n, 26)."""
         rows = [
             (pl.col(name) % rows).cast(pl.Int32) for name, rows in zip(CATEGORIES, self.num_embeddings, strict=True)
         ]
-        ids = lines.categories.select(rows).to_numpy(order="c")
-        return {"dense": scale_integers(lines.integers), "ids": ids, "labels": lines.labels}
+        return categories.select(rows).to_numpy(order="c")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +68,9 @@ class Vocabularies:
 
     min_count: int
 
-    def arrays(self, lines: Lines) -> dict[str, np.ndarray]:
-        """``dense`` float32 (n, 13), ``values`` uint32 (n, 26), ``labels`` uint8 (n,)."""
-        values = lines.categories.to_numpy(order="c")
-        return {"dense": scale_integers(lines.integers), "values": values, "labels": lines.labels}
+    def ids(self, categories: pl.DataFrame) -> np.ndarray:
+        """The values themselves for now, as the int32 (n, 26) of the same bits."""
+        return categories.to_numpy(order="c").view(np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class PartReport:
         num_rows: lines that were kept.
         num_bad: lines that were left out.
         first_bad: index among the part's lines, and what is wrong, of the first ten.
-        checksums: CRC-32 of each array's bytes.
+        checksum: CRC-32 of the rows' bytes.
     """
 
     source: int
@@ -130,7 +130,7 @@ class PartReport:
     num_rows: int
     num_bad: int
     first_bad: list[tuple[int, str]]
-    checksums: dict[str, int]
+    checksum: int
 
 
 def num_parts(path: Path, options: ConversionOptions) -> int:
@@ -193,26 +193,38 @@ def _write_part(
         if lines.bad and not options.skip_bad_lines:
             raise _BadLineError(BadLine(num_lines + lines.bad[0].index, lines.bad[0].reason))
         bad += [(num_lines + line.index, line.reason) for line in lines.bad]
-        pieces.append(options.categories.arrays(lines))
+        pieces.append(_rows(lines, options))
         num_bytes += len(text)
         num_lines += len(lines.labels) + len(lines.bad)
-    pieces = pieces or [options.categories.arrays(read_lines(b""))]
-    arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    rows = np.concatenate(pieces or [_rows(read_lines(b""), options)])
     report = PartReport(
         source=source.index,
         part=part,
         num_bytes=num_bytes,
-        num_rows=num_lines - len(bad),
+        num_rows=len(rows),
         num_bad=len(bad),
         first_bad=bad[:NUM_SHOWN],
-        checksums={name: zlib.crc32(array.data) for name, array in arrays.items()},
+        checksum=zlib.crc32(rows.data),
     )
     with _new_part(source.folder(output, options.stage, part), report) as folder:
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array)
-        if "values" in arrays:
-            count_values(arrays["values"]).write_parquet(folder / _COUNTS)
+        np.save(folder / ROWS, rows)
+        if isinstance(options.categories, Vocabularies):
+            count_values(_values(rows)).write_parquet(folder / _COUNTS)
     return report
+
+
+def _rows(lines: Lines, options: ConversionOptions) -> np.ndarray:
+    """int32 (n, 40): what belongs to a line lies together, and is read at once."""
+    rows = np.empty((len(lines.labels), NUM_COLUMNS), dtype=np.int32)
+    rows[:, :_FIRST_ID] = scale_integers(lines.integers).view(np.int32)
+    rows[:, _FIRST_ID:-1] = options.categories.ids(lines.categories)
+    rows[:, -1] = lines.labels
+    return rows
+
+
+def _values(rows: np.ndarray) -> np.ndarray:
+    """The values that rows have in place of ids, uint32 (n, 26)."""
+    return rows[:, _FIRST_ID:-1].view(np.uint32)
 
 
 @contextmanager
@@ -253,7 +265,7 @@ def write_vocabulary(
             files.append(folder / _COUNTS)
         elif left > 0:  # a part of it is for training
             files.append(folder / "training_counts.parquet")
-            count_values(np.load(folder / "values.npy", mmap_mode="r")[:left]).write_parquet(files[-1])
+            count_values(_values(np.load(folder / ROWS, mmap_mode="r")[:left])).write_parquet(files[-1])
         left -= report.num_rows
     columns = [
         pl.DataFrame({"value": merge_counts(files, column=column, min_count=min_count)}).select(
@@ -284,14 +296,11 @@ def encode_part(source: Source, values: PartReport, *, output: Path) -> PartRepo
     done = read_report(source.folder(output, PARTS, values.part))
     if done is not None:
         return done
-    before = source.folder(output, "values", values.part)
-    columns = np.load(before / "values.npy").T
+    rows = np.load(source.folder(output, "values", values.part) / ROWS)
     tables = _load_tables(output / VOCABULARY, (output / VOCABULARY).stat().st_mtime_ns)
-    ids = np.stack([table.rows(column) for table, column in zip(tables, columns, strict=True)], axis=1)
-    checksums = {name: values.checksums[name] for name in ("dense", "labels")} | {"ids": zlib.crc32(ids.data)}
-    report = replace(values, checksums=checksums)
+    for column, table in enumerate(tables, start=_FIRST_ID):
+        rows[:, column] = table.rows(rows[:, column].view(np.uint32))
+    report = replace(values, checksum=zlib.crc32(rows.data))
     with _new_part(source.folder(output, PARTS, values.part), report) as folder:
-        np.save(folder / "ids.npy", ids)
-        for name in ("dense.npy", "labels.npy"):
-            os.link(before / name, folder / name)
+        np.save(folder / ROWS, rows)
     return report

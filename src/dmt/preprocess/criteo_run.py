@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -196,6 +198,7 @@ class Workers:
     """
 
     def __init__(self, number: int) -> None:
+        self._number = number
         self._pool = None
         if number > 1:
             self._pool = ProcessPoolExecutor(
@@ -219,12 +222,30 @@ class Workers:
         if self._pool is None:
             results: Iterable[list[PartReport]] = (task() for task in tasks)
         else:
-            results = (future.result() for future in as_completed([self._pool.submit(task) for task in tasks]))
-        for of_task in results:
-            for report in of_task:
-                reports.append(report)
-                on_part(report)
+            with _workers_spared(signal.SIGINT):
+                futures = [self._pool.submit(task) for task in tasks]
+            results = (future.result() for future in as_completed(futures))
+        try:
+            for of_task in results:
+                for report in of_task:
+                    reports.append(report)
+                    on_part(report)
+        except BrokenProcessPool:
+            raise UserInputError(
+                f"--workers {self._number}: one of them was killed, perhaps for want of memory; give fewer, the same "
+                "command goes on"
+            ) from None
         return sorted(reports, key=lambda report: (report.source, report.part))
+
+
+@contextmanager
+def _workers_spared(number: signal.Signals) -> Iterator[None]:
+    """Let processes that start meanwhile never get a signal: a terminal's Ctrl-C is for the one that started them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _reading_tasks(sources: Sequence[Source], options: ConversionOptions, output: Path) -> list[Task]:
@@ -279,7 +300,7 @@ def describe(
             {
                 "folder": sources[report.source].folder(Path(), PARTS, report.part).as_posix(),
                 "rows": report.num_rows,
-                "crc32": report.checksums,
+                "crc32": report.checksum,
             }
             for report in reports
         ],
