@@ -93,6 +93,7 @@ def preprocess_criteo(
     sources = find_sources(inputs)
     start_output(output, sources=sources, options=options, splits=splits)
     if (output / MANIFEST).exists():
+        shutil.rmtree(output / "values", ignore_errors=True)
         manifest: Mapping[str, Any] = json.loads((output / MANIFEST).read_text())
         return manifest
     with writing(output), Workers(workers) as pool:
@@ -139,6 +140,8 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
             raise UserInputError(f"{file}: no such file")
         if file.stat().st_size == 0:
             raise UserInputError(f"{file}: it is empty; fetch it again")
+        if not os.access(file, os.R_OK):
+            raise UserInputError(f"{file}: it may not be read; change its permissions")
         if file.suffix == ".gz" and not is_gzip(file):
             raise UserInputError(f"{file}: not a gzip file; rename it if it is plain text")
     days = {file: int(match[1]) for file in files if (match := _DAY.fullmatch(file.name))}
