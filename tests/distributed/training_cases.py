@@ -94,6 +94,7 @@ def make_trainer(run: Run, world_size: int) -> L.Trainer:
     strategy: Any = "auto"
     if run.strategy != "auto":
         strategy = kinds[run.strategy](ranks_per_host=run.ranks_per_host, **run.options)
+    averages = [WeightAverage(decay=0.6, every_n_steps=2)] if run.averages else []
     return L.Trainer(
         accelerator="cpu",
         devices=world_size // run.num_nodes,
@@ -107,8 +108,7 @@ def make_trainer(run: Run, world_size: int) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[WeightAverage(decay=0.6, every_n_steps=2)] if run.averages else [],
-        **{"num_sanity_val_steps": 0} | run.limits,
+        **{"num_sanity_val_steps": 0, "callbacks": averages} | run.limits,
     )
 
 
