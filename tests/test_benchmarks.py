@@ -65,3 +65,8 @@ def test_quality_compares_within_a_parameter_and_chooses_by_another_metric(tmp_p
     for top in ("DLRM", "DCN"):
         assert f"| top={top}, tower=Gated | 7 | {0.614 + 0.1 * (top == 'DCN'):.4f} | 0.0022 | +0.01000 |" in table
     assert "Highest val/auroc: top=DLRM, tower=Pass, 0.9000; its test/auroc: 0.6040." in table
+
+
+def test_loading_is_measured(tmp_path: Path) -> None:
+    table = run("benchmarks/loader.py", "--rows", "20000", "--rounds", "1", "--folder", str(tmp_path))
+    assert "| shuffled |" in table and "| stored order |" in table

@@ -35,7 +35,8 @@ def test_good_lines_are_read_and_bad_ones_told(lines: list[bytes], has_last_end:
     assert [line.index for line in read.bad] == [index for index, is_good in enumerate(good) if not is_good]
     table = [line.split(b"\t") for line, is_good in zip(lines, good, strict=True) if is_good]
     assert read.labels.tolist() == [int(row[0]) for row in table]
-    assert read.integers.tolist() == [[float(int(value or 0)) for value in row[1:14]] for row in table]
+    wanted = np.array([[float(int(value or 0)) for value in row[1:14]] for row in table], dtype=np.float32)
+    assert np.array_equal(read.integers, wanted.reshape(-1, 13))
     assert read.categories.rows() == [tuple(int(value or b"0", 16) for value in row[14:]) for row in table]
 
 
@@ -62,7 +63,7 @@ def test_what_is_wrong_is_told(change: dict[int, bytes], reason: str) -> None:
 
 
 def test_integers_become_logarithms() -> None:
-    scaled = scale_integers(np.array([[0.0, -2.0, -3.0, -100.0, 1e6]]))
+    scaled = scale_integers(np.array([[0.0, -2.0, -3.0, -100.0, 1e6]], dtype=np.float32))
     assert scaled.dtype == np.float32
     # One rounding to float32 of the argument and one of the logarithm: 2^-23 relative.
     np.testing.assert_allclose(scaled, np.log([[3.0, 1.0, 1.0, 1.0, 1e6 + 3]]), rtol=2**-23)
