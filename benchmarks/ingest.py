@@ -23,8 +23,8 @@ import numpy as np
 import polars as pl
 from common import heading, publish
 
-INTEGERS = [f"I{index}" for index in range(1, 14)]
-CATEGORIES = [f"C{index}" for index in range(1, 27)]
+from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS
+
 BLOCK_ROWS = 250_000
 
 TORCHREC = """

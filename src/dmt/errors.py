@@ -1,4 +1,7 @@
-"""The one error class whose message is meant for the user rather than for a developer."""
+"""The one error class whose message is meant for the user rather than for a developer, and common checks."""
+
+import argparse
+from typing import NoReturn
 
 
 class UserInputError(ValueError):
@@ -15,3 +18,17 @@ class UserInputError(ValueError):
     def __init__(self, message: str, *, on_every_rank: bool = False) -> None:
         super().__init__(message)
         self.on_every_rank = on_every_rank
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Command-line options whose errors are :class:`UserInputError`: one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserInputError(f"{message}; see {self.prog} --help")
+
+
+def check_positive(owner: str, **sizes: int) -> None:
+    """Raise :class:`UserInputError` for the first size below 1, by its name and its owner's."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserInputError(f"{owner} {name}={size}: give a positive number")

@@ -19,7 +19,7 @@ import pytest
 from dmt.cli import main
 from dmt.datamodules import CriteoDataModule
 from dmt.preprocess.criteo import ConversionOptions, Hashing, Vocabularies
-from dmt.preprocess.criteo_run import Splits, preprocess_criteo
+from dmt.preprocess.criteo_run import Splits, find_sources, preprocess_criteo
 from tests.preprocess.criteo_cases import ROWS, draw_lines, expected, write_log
 
 Lines = list[bytes]
@@ -47,7 +47,9 @@ def convert(
     workers: int = 1,
 ) -> Mapping[str, Any]:
     options = ConversionOptions(categories=categories, part_bytes=part_bytes, skip_bad_lines=skip_bad_lines)
-    return preprocess_criteo(inputs, output, options=options, splits=Splits(fractions=fractions), workers=workers)
+    return preprocess_criteo(
+        find_sources(inputs), output, options=options, splits=Splits(fractions=fractions), workers=workers
+    )
 
 
 def contents(output: Path) -> dict[str, bytes]:
@@ -169,7 +171,7 @@ def test_ctrl_c_ends_with_a_word_and_a_killed_worker_with_another(tmp_path: Path
 def test_vocabularies_are_of_the_training_rows(
     days: tuple[Path, list[Lines]], tmp_path: Path, fractions: tuple[float, float, float] | None
 ) -> None:
-    # Of 16 bits of a value 8 are set, so that values recur.
+    # Only 8 bits of a value differ, so that values recur.
     lines = [re.sub(rb"[0-9a-f]{6}([0-9a-f]{2})(?=\t|$)", rb"0000ff\1", line) for of_day in days[1] for line in of_day]
     folder = tmp_path / "logs"
     folder.mkdir()
@@ -196,7 +198,7 @@ def test_vocabularies_are_of_the_training_rows(
     assert not (tmp_path / "out" / "values").exists()
 
 
-def test_bad_lines_end_the_run_or_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_lines_end_the_run_or_are_left_out(tmp_path: Path) -> None:
     lines = draw_lines(np.random.default_rng(3), 4000)
     bad = {17: b"", 1500: lines[1500] + b"\t", 3999: lines[3999][:50]}
     file = write_log(tmp_path / "train.txt", [bad.get(index, line) for index, line in enumerate(lines)])

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from dmt.errors import UserInputError
 from dmt.modules.embeddings import is_row_state
-from dmt.modules.shards import TensorShard
-from dmt.strategies.checkpoint import CURRENT_WEIGHTS, load_group
-
-Entry = Tensor | list[TensorShard]
+from dmt.modules.shards import as_shards
+from dmt.strategies.checkpoint import CURRENT_WEIGHTS, Entry, load_group
 
 
 class WeightAverage(Callback):
@@ -137,7 +135,7 @@ def _weights(trainer: pl.Trainer) -> dict[str, list[Tensor]]:
 
 
 def _tensors(entry: Entry) -> list[Tensor]:
-    return [entry] if isinstance(entry, Tensor) else [shard.tensor for shard in entry]
+    return [shard.tensor for shard in as_shards(entry)]
 
 
 def _with_tensors(entry: Entry, tensors: list[Tensor]) -> Entry:

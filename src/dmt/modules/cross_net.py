@@ -2,7 +2,7 @@
 
 from torchrec.modules.crossnet import LowRankCrossNet
 
-from dmt.errors import UserInputError
+from dmt.errors import check_positive
 
 
 def make_cross_net(owner: str, in_features: int, *, num_layers: int, low_rank: int) -> LowRankCrossNet:
@@ -17,7 +17,5 @@ def make_cross_net(owner: str, in_features: int, *, num_layers: int, low_rank: i
     Raises:
         UserInputError: a size is not positive.
     """
-    for option, size in (("num_layers", num_layers), ("low_rank", low_rank)):
-        if size < 1:
-            raise UserInputError(f"{owner} {option}={size}: give a positive number")
+    check_positive(owner, num_layers=num_layers, low_rank=low_rank)
     return LowRankCrossNet(in_features, num_layers, low_rank)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dmt.errors import UserInputError
+from dmt.errors import UserInputError, check_positive
 from dmt.modules.cross_net import make_cross_net
 
 
@@ -77,8 +77,7 @@ class DLRMTower(TowerModule):
         super().__init__()
         if c < 0 or p < 0 or c + p == 0:
             raise UserInputError(f"DLRMTower c={c}, p={p}: give numbers >= 0, not both 0")
-        if out_dim < 1:
-            raise UserInputError(f"DLRMTower out_dim={out_dim}: give a positive number")
+        check_positive("DLRMTower", out_dim=out_dim)
         self.c, self.p = c, p
         self.out_features = c * num_features + p
         self.out_dim = out_dim
@@ -134,10 +133,8 @@ class DCNTower(TowerModule):
         project_singletons: bool = True,
     ) -> None:
         super().__init__()
-        if out_dim < 1:
-            raise UserInputError(f"DCNTower out_dim={out_dim}: give a positive number")
-        if num_outputs is not None and num_outputs < 1:
-            raise UserInputError(f"DCNTower num_outputs={num_outputs}: give a positive number")
+        num_outputs = num_features if num_outputs is None else num_outputs
+        check_positive("DCNTower", out_dim=out_dim, num_outputs=num_outputs)
         in_features = num_features * embedding_dim
         is_projected = num_features > 1 or project_singletons
         if not is_projected and out_dim != embedding_dim:
@@ -145,7 +142,7 @@ class DCNTower(TowerModule):
                 f"DCNTower out_dim={out_dim}: with project_singletons=False a tower of one feature keeps its width "
                 f"{embedding_dim}; give out_dim={embedding_dim}, or project_singletons=True"
             )
-        self.out_features = (num_outputs or num_features) if is_projected else 1
+        self.out_features = num_outputs if is_projected else 1
         self.out_dim = out_dim
         self.cross = make_cross_net("DCNTower", in_features, num_layers=num_layers, low_rank=low_rank)
         self.project = nn.Linear(in_features, self.out_features * out_dim) if is_projected else None
@@ -188,11 +185,9 @@ class GatedTower(TowerModule):
         hidden: int = 32,
     ) -> None:
         super().__init__()
-        for name, value in (("out_dim", out_dim), ("num_outputs", num_outputs), ("hidden", hidden)):
-            if value is not None and value < 1:
-                raise UserInputError(f"GatedTower {name}={value}: give a positive number")
-        in_features = num_features * embedding_dim
         self.out_features = num_features if num_outputs is None else num_outputs
+        check_positive("GatedTower", out_dim=out_dim, num_outputs=self.out_features, hidden=hidden)
+        in_features = num_features * embedding_dim
         self.out_dim = out_dim
         self.factors = nn.Linear(in_features, 2 * hidden)
         self.skip = nn.Linear(in_features, self.out_features * out_dim)

@@ -5,16 +5,14 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dmt.errors import UserInputError
+from dmt.errors import OneLineParser, UserInputError
 from dmt.preprocess.criteo import ConversionOptions, Hashing, PartReport, Vocabularies
 from dmt.preprocess.criteo_run import Splits, find_sources, preprocess_criteo
 from dmt.preprocess.criteo_text import CATEGORIES
-from dmt.preprocess.text_parts import is_gzip
 
 # Rows of the tables for the 1 TB logs, as TorchRec's DLRM example has them.
 NUM_EMBEDDINGS = (
@@ -31,14 +29,9 @@ Started again after a kill it goes on where it was. DIR/manifest.json is there w
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserInputError(f"{message}; see {self.prog} --help")
-
-
 def run_preprocess_command(arguments: list[str]) -> None:
     """``dmt preprocess criteo INPUT... --output DIR``."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="dmt preprocess criteo", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -85,11 +78,11 @@ def run_preprocess_command(arguments: list[str]) -> None:
     sources = find_sources(options.inputs)
     started = time.monotonic()
     # Of gzip files only the compressed size is known before.
-    total = None if any(is_gzip(s.path) for s in sources) else sum(s.path.stat().st_size for s in sources)
+    total = None if any(s.is_gzip for s in sources) else sum(s.path.stat().st_size for s in sources)
     try:
         with _Progress(total) as progress:
             manifest = preprocess_criteo(
-                options.inputs,
+                sources,
                 options.output,
                 options=ConversionOptions(categories=categories, skip_bad_lines=options.on_bad_lines == "skip"),
                 splits=Splits(fractions=_fractions(options.split, num_sources=len(sources))),

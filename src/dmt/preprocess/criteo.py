@@ -100,10 +100,12 @@ class Source:
     Args:
         index: its place among the inputs.
         path: the file.
+        is_gzip: whether it is compressed, and so can only be read from its start.
     """
 
     index: int
     path: Path
+    is_gzip: bool
 
     def folder(self, output: Path, stage: str, part: int) -> Path:
         """Where a part of it goes."""
@@ -153,11 +155,13 @@ def convert_part(source: Source, part: int, *, options: ConversionOptions, outpu
             raise _refusal(source.path, number, error.line.reason) from None
 
 
-def convert_gzip(source: Source, *, options: ConversionOptions, output: Path) -> Iterator[PartReport]:
-    """Convert the parts of a gzip file, which can only be read from its start."""
+def convert_gzip(source: Source, *, options: ConversionOptions, output: Path) -> list[PartReport]:
+    """Convert the parts of a gzip file, one after the other."""
+    reports: list[PartReport] = []
     num_lines = 0
     with open_text(source.path) as file:
-        for part in range(2**31):
+        while not reports or reports[-1].num_bytes >= options.part_bytes:
+            part = len(reports)
             done = read_report(source.folder(output, options.stage, part))
             if done is not None:
                 file.seek(done.num_bytes, os.SEEK_CUR)
@@ -168,9 +172,8 @@ def convert_gzip(source: Source, *, options: ConversionOptions, output: Path) ->
                 except _BadLineError as error:
                     raise _refusal(source.path, num_lines + error.line.index + 1, error.line.reason) from None
             num_lines += done.num_rows + done.num_bad
-            yield done
-            if done.num_bytes < options.part_bytes:
-                return
+            reports.append(done)
+    return reports
 
 
 class _BadLineError(Exception):

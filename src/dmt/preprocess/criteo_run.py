@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -66,7 +67,7 @@ class Splits:
 
 
 def preprocess_criteo(
-    inputs: Sequence[Path],
+    sources: Sequence[Source],
     output: Path,
     *,
     options: ConversionOptions,
@@ -77,7 +78,7 @@ def preprocess_criteo(
     """Convert logs, or go on with a conversion that was interrupted.
 
     Args:
-        inputs: files or folders, see :func:`find_sources`.
+        sources: the files, by :func:`find_sources`.
         output: folder to write.
         options: how.
         splits: which rows are for what.
@@ -88,9 +89,8 @@ def preprocess_criteo(
         the content of ``manifest.json``.
 
     Raises:
-        UserInputError: an input is missing or wrong, or the output is not of this conversion or cannot be written.
+        UserInputError: an input is wrong, or the output is not of this conversion or cannot be written.
     """
-    sources = find_sources(inputs)
     start_output(output, sources=sources, options=options, splits=splits)
     if (output / MANIFEST).exists():
         shutil.rmtree(output / "values", ignore_errors=True)
@@ -98,12 +98,11 @@ def preprocess_criteo(
         return manifest
     with writing(output), Workers(workers) as pool:
         reports = pool.run(_reading_tasks(sources, options, output), partial(on_part, options.stage))
-        rows = [sum(report.num_rows for report in reports if report.source == source.index) for source in sources]
         if isinstance(options.categories, Vocabularies):
             write_vocabulary(
                 sources,
                 reports,
-                num_rows=splits.ranges(rows)["train"][1],
+                num_rows=splits.ranges(_rows_by_source(sources, reports))["train"][1],
                 min_count=options.categories.min_count,
                 output=output,
             )
@@ -155,7 +154,7 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
                     f"day_{days[one] + 1} is missing between {one} and {other}; add it, or rename the files to leave "
                     "it out"
                 )
-    return [Source(index=index, path=file) for index, file in enumerate(files)]
+    return [Source(index=index, path=file, is_gzip=is_gzip(file)) for index, file in enumerate(files)]
 
 
 def start_output(output: Path, *, sources: Sequence[Source], options: ConversionOptions, splits: Splits) -> None:
@@ -254,8 +253,8 @@ def _workers_spared(number: signal.Signals) -> Iterator[None]:
 def _reading_tasks(sources: Sequence[Source], options: ConversionOptions, output: Path) -> list[Task]:
     tasks: list[Task] = []
     for source in sources:
-        if is_gzip(source.path):
-            tasks.append(partial(_convert_gzip, source, options, output))
+        if source.is_gzip:
+            tasks.append(partial(convert_gzip, source, options=options, output=output))
         else:
             parts = range(num_parts(source.path, options))
             tasks += [partial(_convert_part, source, part, options, output) for part in parts]
@@ -264,10 +263,6 @@ def _reading_tasks(sources: Sequence[Source], options: ConversionOptions, output
 
 def _convert_part(source: Source, part: int, options: ConversionOptions, output: Path) -> list[PartReport]:
     return [convert_part(source, part, options=options, output=output)]
-
-
-def _convert_gzip(source: Source, options: ConversionOptions, output: Path) -> list[PartReport]:
-    return list(convert_gzip(source, options=options, output=output))
 
 
 def _encode_part(source: Source, values: PartReport, output: Path) -> list[PartReport]:
@@ -283,7 +278,7 @@ def describe(
     splits: Splits,
 ) -> dict[str, Any]:
     """The manifest: what there is to know of the converted logs."""
-    rows = [sum(report.num_rows for report in reports if report.source == source.index) for source in sources]
+    rows = _rows_by_source(sources, reports)
     schema = FeatureSchema(
         categorical=[
             CategoricalFeature(name=name, num_embeddings=size)
@@ -310,9 +305,16 @@ def describe(
     }
 
 
+def _rows_by_source(sources: Sequence[Source], reports: Sequence[PartReport]) -> list[int]:
+    counts = Counter[int]()
+    for report in reports:
+        counts[report.source] += report.num_rows
+    return [counts[source.index] for source in sources]
+
+
 def _first_bad_lines(sources: Sequence[Source], reports: Sequence[PartReport]) -> list[str]:
     """File, number and fault of the first ten lines that were left out."""
-    told, lines_before = [], dict.fromkeys((source.index for source in sources), 0)
+    told, lines_before = [], Counter[int]()
     for report in reports:
         for index, reason in report.first_bad:
             told.append(f"{sources[report.source].path}, line {lines_before[report.source] + index + 1}: {reason}")

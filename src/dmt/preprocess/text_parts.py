@@ -38,26 +38,21 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
         raise UserInputError(f"{path}: damaged gzip file ({error}); fetch it again") from None
 
 
-def chunks(file: IO[bytes], *, path: Path, num_bytes: int | None = None) -> Iterator[bytes]:
+def chunks(file: IO[bytes], *, path: Path, num_bytes: int) -> Iterator[bytes]:
     """Whole lines from where the file stands, about 16 MiB at a time.
 
     Args:
         file: open at the start of a line.
         path: its name, for errors.
-        num_bytes: lines that start within so many bytes; all if it is not given.
+        num_bytes: lines that start within so many bytes.
 
     Raises:
         UserInputError: there is no line end for a mebibyte.
     """
-    left = num_bytes
-    while left is None or left > 0:
-        text = file.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left))
-        if not text:
-            return
+    while num_bytes > 0 and (text := file.read(min(CHUNK_BYTES, num_bytes))):
         if not text.endswith(b"\n"):
             text += _rest_of_line(file, path=path)
-        if left is not None:
-            left -= len(text)
+        num_bytes -= len(text)
         yield text
 
 

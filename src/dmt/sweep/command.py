@@ -3,9 +3,8 @@
 import argparse
 import shlex
 from pathlib import Path
-from typing import NoReturn
 
-from dmt.errors import UserInputError
+from dmt.errors import OneLineParser
 from dmt.sweep.api import SweepOutcome, make_plan, run_sweep
 from dmt.sweep.commandline import expand
 from dmt.sweep.parameters import flatten, text
@@ -21,14 +20,11 @@ Ctrl-C, a kill or a crash, and runs what has been added to the file's lists.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserInputError(f"{message}; see {self.prog} --help")
-
-
 def run_sweep_command(arguments: list[str]) -> None:
     """``dmt sweep FILE``; exit code 1 where trials failed."""
-    parser = _Parser(prog="dmt sweep", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="dmt sweep", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path, help="sweep file, such as configs/sweeps/tower_count.yaml")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the sweep's folder (default runs/sweeps/NAME)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time (default 1)")
