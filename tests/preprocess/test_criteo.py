@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_without_redoing_parts(
 
 def test_ctrl_c_ends_with_a_word_and_a_killed_worker_with_another(tmp_path: Path) -> None:
     lines = draw_lines(np.random.default_rng(5), 2000)
-    file = write_log(tmp_path / "train.txt", lines * 300)  # 130 MB: some seconds
+    file = write_log(tmp_path / "train.txt", lines * 600)  # 260 MB: some seconds on any machine
     words = [sys.executable, "-m", "dmt.cli", "preprocess", "criteo", str(file), "--workers", "2", "--output"]
 
     def workers(pid: int) -> list[int]:

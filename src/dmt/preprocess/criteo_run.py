@@ -233,6 +233,9 @@ class Workers:
                     reports.append(report)
                     on_part(report)
         except BrokenProcessPool:
+            # Its thread is closing pipes that Python, at exit, would write to.
+            assert self._pool is not None
+            self._pool.shutdown(wait=True)
             raise UserInputError(
                 f"--workers {self._number}: one of them was killed, perhaps for want of memory; give fewer, the same "
                 "command goes on"
