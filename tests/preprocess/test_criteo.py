@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import pytest
 from dmt.cli import main
 from dmt.datamodules import CriteoDataModule
 from dmt.preprocess.criteo import ConversionOptions, Hashing, Vocabularies
-from dmt.preprocess.criteo_run import Splits, find_sources, preprocess_criteo
+from dmt.preprocess.criteo_run import Splits, preprocess_criteo
+from dmt.preprocess.sources import find_sources
 from tests.preprocess.criteo_cases import ROWS, draw_lines, expected, write_log
 
 Lines = list[bytes]
@@ -37,7 +38,7 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Lines]]:
 
 
 def convert(
-    inputs: list[Path],
+    inputs: Sequence[str | Path],
     output: Path,
     *,
     categories: Hashing | Vocabularies = Hashing(num_embeddings=ROWS),  # noqa: B008 - frozen
@@ -280,7 +281,7 @@ def test_the_command_starts_without_torch() -> None:
         (["one_line"], [], "one_line: no line end in a mebibyte"),
         (["day_0", "day_2"], [], "day_1 is missing between"),
         (["day_0", "more/day_0"], [], "day 0 is given twice"),
-        (["more/none"], [], "none: no day_0 to day_23 and no train.txt in it"),
+        (["more/none"], [], "none: no day_0 to day_23, no train.txt, no *_dense.npy and no saved dataset"),
         (["day_0"], ["--num-embeddings", "0"], "--num-embeddings 0: give a number from 1"),
         (["day_0"], ["--num-embeddings", "1,2"], "--num-embeddings 1,2: give a number from 1"),
         (["day_0"], ["--min-count", "0"], "--min-count 0: give at least 1"),

@@ -36,7 +36,7 @@ def test_good_lines_are_read_and_bad_ones_told(lines: list[bytes], has_last_end:
     table = [line.split(b"\t") for line, is_good in zip(lines, good, strict=True) if is_good]
     assert read.labels.tolist() == [int(row[0]) for row in table]
     wanted = np.array([[float(int(value or 0)) for value in row[1:14]] for row in table], dtype=np.float32)
-    assert np.array_equal(read.integers, wanted.reshape(-1, 13))
+    assert np.array_equal(read.dense, scale_integers(wanted.reshape(-1, 13)))
     assert read.categories.rows() == [tuple(int(value or b"0", 16) for value in row[14:]) for row in table]
 
 

@@ -11,8 +11,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from dmt.errors import OneLineParser, UserInputError
 from dmt.preprocess.criteo import ConversionOptions, Hashing, PartReport, Vocabularies
-from dmt.preprocess.criteo_run import Splits, find_sources, preprocess_criteo
+from dmt.preprocess.criteo_run import Splits, preprocess_criteo
 from dmt.preprocess.criteo_text import CATEGORIES
+from dmt.preprocess.sources import find_sources
 
 # Rows of the tables for the 1 TB logs, as TorchRec's DLRM example has them.
 NUM_EMBEDDINGS = (
@@ -36,10 +37,10 @@ def run_preprocess_command(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "inputs",
-        type=Path,
         nargs="+",
         metavar="INPUT",
-        help="train.txt, day_0 ... day_23, plain or .gz, or their folder",
+        help="train.txt, day_0 ... day_23, plain or .gz; X_dense.npy, beside X_sparse.npy and X_labels.npy; a folder "
+        "of these; or a dataset: hf://datasets/OWNER/NAME, a folder of save_to_disk, a .parquet or .arrow file",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
@@ -77,8 +78,8 @@ def run_preprocess_command(arguments: list[str]) -> None:
     categories = _categories(options)
     sources = find_sources(options.inputs)
     started = time.monotonic()
-    # Of gzip files only the compressed size is known before.
-    total = None if any(s.is_gzip for s in sources) else sum(s.path.stat().st_size for s in sources)
+    sizes_in_bytes = [source.num_bytes for source in sources]
+    total = None if None in sizes_in_bytes else sum(filter(None, sizes_in_bytes))
     try:
         with _Progress(total) as progress:
             manifest = preprocess_criteo(

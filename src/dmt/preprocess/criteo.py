@@ -7,26 +7,27 @@
         parts/FILE-PART/        rows.npy int32 (n, 40): the bits of 13 float32, 26 ids, the label; part.json
         manifest.json           schema, rows, splits, checksums; there when all is done
 
-A part is some 128 MiB of text. It appears under its name when it is complete, so that a run that was killed goes on
-with those that are missing.
+A part is some 128 MiB of what is read. It appears under its name when it is complete, so that a run that was killed
+goes on with those that are missing.
 """
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from dmt.errors import UserInputError
-from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, NUM_COLUMNS, BadLine, Lines, read_lines, scale_integers
-from dmt.preprocess.text_parts import chunks, count_lines, open_text, seek_line
+from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, NUM_COLUMNS, BadLine, Lines, read_lines
+from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
+from dmt.preprocess.text_parts import chunks, count_lines, open_text, seek_line, skip
 from dmt.preprocess.vocabulary import NUM_SPECIAL, ValueTable, count_values, merge_counts
 
 NUM_SHOWN = 10
@@ -38,6 +39,7 @@ FORMAT_VERSION = 1
 OPTIONS = "options.json"
 _COUNTS = "counts.parquet"
 _FIRST_ID = len(INTEGERS)
+_PIECE_ROWS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class ConversionOptions:
     Args:
         categories: how categories become rows. With vocabularies the lines become parts of values first.
         skip_bad_lines: leave lines out that are not Criteo's; otherwise the first one is an error.
-        part_bytes: of the text of a part.
+        part_bytes: of what is read for a part.
     """
 
     categories: Hashing | Vocabularies
@@ -94,32 +96,13 @@ class ConversionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """An input file.
-
-    Args:
-        index: its place among the inputs.
-        path: the file.
-        is_gzip: whether it is compressed, and so can only be read from its start.
-    """
-
-    index: int
-    path: Path
-    is_gzip: bool
-
-    def folder(self, output: Path, stage: str, part: int) -> Path:
-        """Where a part of it goes."""
-        return output / stage / f"{self.index:03d}-{part:05d}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class PartReport:
     """What there is to tell of a finished part.
 
     Args:
         source: index of its file.
         part: its place in the file.
-        num_bytes: of text.
+        num_bytes: that it was read from.
         num_rows: lines that were kept.
         num_bad: lines that were left out.
         first_bad: index among the part's lines, and what is wrong, of the first ten.
@@ -135,45 +118,60 @@ class PartReport:
     checksum: int
 
 
-def num_parts(path: Path, options: ConversionOptions) -> int:
-    """Parts of a plain file; those of a gzip file are known when it has been read."""
-    return -(-path.stat().st_size // options.part_bytes)
+def num_parts(source: PlainText | ArrayTriple, options: ConversionOptions) -> int:
+    """Parts of a source that can be read from any place; those of a stream are known when it has been read."""
+    return -(-source.num_bytes // options.part_bytes)
 
 
-def convert_part(source: Source, part: int, *, options: ConversionOptions, output: Path) -> PartReport:
+def convert_text(source: PlainText, part: int, *, options: ConversionOptions, output: Path) -> PartReport:
     """Convert one part of a plain file, unless that was done before."""
     done = read_report(source.folder(output, options.stage, part))
     if done is not None:
         return done
     with open_text(source.path) as file:
-        start = seek_line(file, part * options.part_bytes, path=source.path)
-        texts = chunks(file, path=source.path, num_bytes=(part + 1) * options.part_bytes - start)
+        start = seek_line(file, part * options.part_bytes, path=source.name)
+        texts = chunks(file, path=source.name, num_bytes=(part + 1) * options.part_bytes - start)
         try:
-            return _write_part(texts, source=source, part=part, options=options, output=output)
+            return _write_part(_read_texts(texts), source=source, part=part, options=options, output=output)
         except _BadLineError as error:
-            number = count_lines(source.path, start) + error.line.index + 1
-            raise _refusal(source.path, number, error.line.reason) from None
+            raise _refusal(source, count_lines(source.path, start), error.line) from None
 
 
-def convert_gzip(source: Source, *, options: ConversionOptions, output: Path) -> list[PartReport]:
-    """Convert the parts of a gzip file, one after the other."""
+def convert_stream(source: TextStream, *, options: ConversionOptions, output: Path) -> list[PartReport]:
+    """Convert the parts of a stream, one after the other."""
     reports: list[PartReport] = []
     num_lines = 0
-    with open_text(source.path) as file:
+    with source.open() as file:
         while not reports or reports[-1].num_bytes >= options.part_bytes:
             part = len(reports)
             done = read_report(source.folder(output, options.stage, part))
             if done is not None:
-                file.seek(done.num_bytes, os.SEEK_CUR)
+                skip(file, done.num_bytes)
             else:
                 try:
-                    texts = chunks(file, path=source.path, num_bytes=options.part_bytes)
-                    done = _write_part(texts, source=source, part=part, options=options, output=output)
+                    texts = chunks(file, path=source.name, num_bytes=options.part_bytes)
+                    done = _write_part(_read_texts(texts), source=source, part=part, options=options, output=output)
                 except _BadLineError as error:
-                    raise _refusal(source.path, num_lines + error.line.index + 1, error.line.reason) from None
+                    raise _refusal(source, num_lines, error.line) from None
             num_lines += done.num_rows + done.num_bad
             reports.append(done)
     return reports
+
+
+def convert_arrays(source: ArrayTriple, part: int, *, options: ConversionOptions, output: Path) -> PartReport:
+    """Convert one part of arrays, unless that was done before."""
+    done = read_report(source.folder(output, options.stage, part))
+    if done is not None:
+        return done
+    num_rows, parts = source.num_rows, num_parts(source, options)
+    start, end = num_rows * part // parts, num_rows * (part + 1) // parts
+    cuts = [*range(start, end, _PIECE_ROWS), end]
+    row_bytes = source.num_bytes // max(num_rows, 1)
+    pieces = ((source.read(one, other), (other - one) * row_bytes) for one, other in pairwise(cuts))
+    try:
+        return _write_part(pieces, source=source, part=part, options=options, output=output)
+    except _BadLineError as error:
+        raise _refusal(source, start, error.line) from None
 
 
 class _BadLineError(Exception):
@@ -182,24 +180,29 @@ class _BadLineError(Exception):
         self.line = line
 
 
-def _refusal(path: Path, number: int, reason: str) -> UserInputError:
-    return UserInputError(f"{path}, line {number}: {reason}; mend it, or give --on-bad-lines skip")
+def _refusal(source: Source, num_before: int, line: BadLine) -> UserInputError:
+    where = f"{source.name}, {source.unit} {num_before + line.index + 1}"
+    return UserInputError(f"{where}: {line.reason}; mend it, or give --on-bad-lines skip")
+
+
+def _read_texts(texts: Iterator[bytes]) -> Iterator[tuple[Lines, int]]:
+    return ((read_lines(text), len(text)) for text in texts)
 
 
 def _write_part(
-    texts: Iterator[bytes], *, source: Source, part: int, options: ConversionOptions, output: Path
+    pieces: Iterator[tuple[Lines, int]], *, source: Source, part: int, options: ConversionOptions, output: Path
 ) -> PartReport:
-    pieces, bad = [], []
+    """Write a part of pieces, each with the number of bytes that it was read from."""
+    converted, bad = [], []
     num_bytes, num_lines = 0, 0
-    for text in texts:
-        lines = read_lines(text)
+    for lines, of_piece in pieces:
         if lines.bad and not options.skip_bad_lines:
             raise _BadLineError(BadLine(num_lines + lines.bad[0].index, lines.bad[0].reason))
         bad += [(num_lines + line.index, line.reason) for line in lines.bad]
-        pieces.append(_rows(lines, options))
-        num_bytes += len(text)
+        converted.append(_rows(lines, options))
+        num_bytes += of_piece
         num_lines += len(lines.labels) + len(lines.bad)
-    rows = np.concatenate(pieces or [_rows(read_lines(b""), options)])
+    rows = np.concatenate(converted or [_rows(read_lines(b""), options)])
     report = PartReport(
         source=source.index,
         part=part,
@@ -219,7 +222,7 @@ def _write_part(
 def _rows(lines: Lines, options: ConversionOptions) -> np.ndarray:
     """int32 (n, 40): what belongs to a line lies together, and is read at once."""
     rows = np.empty((len(lines.labels), NUM_COLUMNS), dtype=np.int32)
-    rows[:, :_FIRST_ID] = scale_integers(lines.integers).view(np.int32)
+    rows[:, :_FIRST_ID] = lines.dense.view(np.int32)
     rows[:, _FIRST_ID:-1] = options.categories.ids(lines.categories)
     rows[:, -1] = lines.labels
     return rows

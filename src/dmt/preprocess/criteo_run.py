@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import shutil
 import signal
 from collections import Counter
@@ -13,7 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Self
@@ -27,22 +25,20 @@ from dmt.preprocess.criteo import (
     PARTS,
     ConversionOptions,
     PartReport,
-    Source,
     Vocabularies,
-    convert_gzip,
-    convert_part,
+    convert_arrays,
+    convert_stream,
+    convert_text,
     count_rows,
     encode_part,
     num_parts,
     write_vocabulary,
 )
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS
-from dmt.preprocess.text_parts import is_gzip
+from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
 from dmt.schema import CategoricalFeature, FeatureSchema
 
 Task = Callable[[], list[PartReport]]
-
-_DAY = re.compile(r"day_(\d+)(?:\.gz)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,52 +115,16 @@ def preprocess_criteo(
     return manifest
 
 
-def find_sources(inputs: Sequence[Path]) -> list[Source]:
-    """The files of the inputs, days in order; a folder stands for the ``day_*`` files, or the ``train.txt``, in it.
-
-    Raises:
-        UserInputError: a file does not exist or is empty, or a day is missing between two others.
-    """
-    files: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            found = [file for file in path.iterdir() if _DAY.fullmatch(file.name)] or [path / "train.txt"]
-            if not found[0].exists():
-                raise UserInputError(f"{path}: no day_0 to day_23 and no train.txt in it; give the files themselves")
-            files += found
-        else:
-            files.append(path)
-    for file in files:
-        if not file.is_file():
-            raise UserInputError(f"{file}: no such file")
-        if file.stat().st_size == 0:
-            raise UserInputError(f"{file}: it is empty; fetch it again")
-        if not os.access(file, os.R_OK):
-            raise UserInputError(f"{file}: it may not be read; change its permissions")
-        if file.suffix == ".gz" and not is_gzip(file):
-            raise UserInputError(f"{file}: not a gzip file; rename it if it is plain text")
-    days = {file: int(match[1]) for file in files if (match := _DAY.fullmatch(file.name))}
-    if len(days) == len(files):
-        files.sort(key=lambda file: days[file])
-        for one, other in pairwise(files):
-            if days[other] == days[one]:
-                raise UserInputError(f"{other}: day {days[other]} is given twice, also as {one}; give it once")
-            if days[other] > days[one] + 1:
-                raise UserInputError(
-                    f"day_{days[one] + 1} is missing between {one} and {other}; add it, or rename the files to leave "
-                    "it out"
-                )
-    return [Source(index=index, path=file, is_gzip=is_gzip(file)) for index, file in enumerate(files)]
-
-
 def start_output(output: Path, *, sources: Sequence[Source], options: ConversionOptions, splits: Splits) -> None:
     """Make the output folder, or check that it was begun with the same files and options.
 
     Raises:
         UserInputError: it holds something else, or cannot be written.
     """
-    files = [(str(s.path.resolve()), s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in sources]
-    wanted = json.loads(json.dumps({"version": FORMAT_VERSION, "sources": files, **asdict(options), **asdict(splits)}))
+    identities = [source.identity() for source in sources]
+    wanted = json.loads(
+        json.dumps({"version": FORMAT_VERSION, "sources": identities, **asdict(options), **asdict(splits)})
+    )
     file = output / OPTIONS
     if file.exists():
         found = json.loads(file.read_text())
@@ -256,16 +216,20 @@ def _workers_spared(number: signal.Signals) -> Iterator[None]:
 def _reading_tasks(sources: Sequence[Source], options: ConversionOptions, output: Path) -> list[Task]:
     tasks: list[Task] = []
     for source in sources:
-        if source.is_gzip:
-            tasks.append(partial(convert_gzip, source, options=options, output=output))
-        else:
-            parts = range(num_parts(source.path, options))
+        if isinstance(source, TextStream):
+            tasks.append(partial(convert_stream, source, options=options, output=output))
+        elif isinstance(source, PlainText | ArrayTriple):
+            parts = range(num_parts(source, options))
             tasks += [partial(_convert_part, source, part, options, output) for part in parts]
     return tasks
 
 
-def _convert_part(source: Source, part: int, options: ConversionOptions, output: Path) -> list[PartReport]:
-    return [convert_part(source, part, options=options, output=output)]
+def _convert_part(
+    source: PlainText | ArrayTriple, part: int, options: ConversionOptions, output: Path
+) -> list[PartReport]:
+    if isinstance(source, PlainText):
+        return [convert_text(source, part, options=options, output=output)]
+    return [convert_arrays(source, part, options=options, output=output)]
 
 
 def _encode_part(source: Source, values: PartReport, output: Path) -> list[PartReport]:
@@ -319,7 +283,8 @@ def _first_bad_lines(sources: Sequence[Source], reports: Sequence[PartReport]) -
     """File, number and fault of the first ten lines that were left out."""
     told, lines_before = [], Counter[int]()
     for report in reports:
+        source = sources[report.source]
         for index, reason in report.first_bad:
-            told.append(f"{sources[report.source].path}, line {lines_before[report.source] + index + 1}: {reason}")
+            told.append(f"{source.name}, {source.unit} {lines_before[report.source] + index + 1}: {reason}")
         lines_before[report.source] += report.num_rows + report.num_bad
     return told[:NUM_SHOWN]

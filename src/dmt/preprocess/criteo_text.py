@@ -45,13 +45,13 @@ class Lines:
 
     Args:
         labels: uint8 (n,).
-        integers: float32 (n, 13), 0 where missing.
+        dense: float32 (n, 13), of the integers by :func:`scale_integers`.
         categories: uint32 values of (n, 26), 0 where missing.
         bad: the lines that are left out.
     """
 
     labels: np.ndarray
-    integers: np.ndarray
+    dense: np.ndarray
     categories: pl.DataFrame
     bad: list[BadLine]
 
@@ -93,7 +93,7 @@ def _read_columns(text: bytes) -> pl.DataFrame | None:
 def _split(frame: pl.DataFrame, *, bad: list[BadLine]) -> Lines:
     return Lines(
         labels=frame[LABEL].to_numpy(),
-        integers=frame.select(pl.col(INTEGERS).fill_null(0).cast(pl.Float32)).to_numpy(order="c"),
+        dense=scale_integers(frame.select(pl.col(INTEGERS).fill_null(0).cast(pl.Float32)).to_numpy(order="c")),
         categories=frame.select(CATEGORIES),
         bad=bad,
     )

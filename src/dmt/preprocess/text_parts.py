@@ -38,7 +38,7 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
         raise UserInputError(f"{path}: damaged gzip file ({error}); fetch it again") from None
 
 
-def chunks(file: IO[bytes], *, path: Path, num_bytes: int) -> Iterator[bytes]:
+def chunks(file: IO[bytes], *, path: str, num_bytes: int) -> Iterator[bytes]:
     """Whole lines from where the file stands, about 16 MiB at a time.
 
     Args:
@@ -56,12 +56,18 @@ def chunks(file: IO[bytes], *, path: Path, num_bytes: int) -> Iterator[bytes]:
         yield text
 
 
-def seek_line(file: IO[bytes], start: int, *, path: Path) -> int:
+def seek_line(file: IO[bytes], start: int, *, path: str) -> int:
     """Go to the first line that starts at byte ``start`` or after it; returns where that is."""
     if start == 0:
         return 0
     file.seek(start - 1)
     return start - 1 + len(_rest_of_line(file, path=path))
+
+
+def skip(file: IO[bytes], num_bytes: int) -> None:
+    """Read over so many bytes."""
+    while num_bytes > 0 and (text := file.read(min(CHUNK_BYTES, num_bytes))):
+        num_bytes -= len(text)
 
 
 def count_lines(path: Path, num_bytes: int) -> int:
@@ -74,7 +80,7 @@ def count_lines(path: Path, num_bytes: int) -> int:
     return count
 
 
-def _rest_of_line(file: IO[bytes], *, path: Path) -> bytes:
+def _rest_of_line(file: IO[bytes], *, path: str) -> bytes:
     rest = file.readline(MAX_LINE_BYTES)
     if len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
         raise UserInputError(f"{path}: no line end in a mebibyte; it is not a text file of click logs")
