@@ -18,7 +18,7 @@ import pytest
 
 from dmt.cli import main
 from dmt.datamodules import CriteoDataModule
-from dmt.preprocess.criteo import ConversionOptions, Hashing, Vocabularies
+from dmt.preprocess.criteo import ConversionOptions, Hashing, PartReport, Vocabularies
 from dmt.preprocess.criteo_run import Splits, preprocess_criteo
 from dmt.preprocess.sources import find_sources
 from tests.preprocess.criteo_cases import ROWS, draw_lines, expected, write_log
@@ -46,10 +46,16 @@ def convert(
     skip_bad_lines: bool = False,
     fractions: tuple[float, float, float] | None = None,
     workers: int = 1,
+    on_part: Callable[[str, PartReport], None] = lambda stage, report: None,
 ) -> Mapping[str, Any]:
     options = ConversionOptions(categories=categories, part_bytes=part_bytes, skip_bad_lines=skip_bad_lines)
     return preprocess_criteo(
-        find_sources(inputs), output, options=options, splits=Splits(fractions=fractions), workers=workers
+        find_sources(inputs),
+        output,
+        options=options,
+        splits=Splits(fractions=fractions),
+        workers=workers,
+        on_part=on_part,
     )
 
 
@@ -97,6 +103,27 @@ def test_any_number_of_workers_and_gzip_give_the_same_bytes(days: tuple[Path, li
     for split in ("train", "valid", "test"):
         for found, wanted in zip(arrays(tmp_path / "zipped", split), arrays(tmp_path / "one", split), strict=True):
             assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_each_part_is_told_of(days: tuple[Path, list[Lines]], tmp_path: Path, workers: int, is_zipped: bool) -> None:
+    text = (days[0] / "day_0").read_bytes()
+    log = tmp_path / "day_0.gz"
+    log.write_bytes(gzip.compress(text, compresslevel=1))
+    told = []
+    done = convert(
+        [log if is_zipped else days[0] / "day_0"],
+        tmp_path / "out",
+        categories=Vocabularies(min_count=2),
+        workers=workers,
+        on_part=lambda stage, report: told.append((stage, report.part, report.num_bytes)),
+    )
+    parts = range(len(done["parts"]))
+    for stage in ("values", "parts"):
+        of_stage = sorted(one for one in told if one[0] == stage)
+        assert [part for _, part, _ in of_stage] == list(parts)
+        assert sum(size for _, _, size in of_stage) == len(text)
 
 
 def test_one_file_is_split_by_shares(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmt.preprocess.vocabulary import ValueTable, count_values, merge_counts
+from dmt.preprocess.vocabulary import ValueCounts, ValueTable, merge_counts
 
 
 def draw_values(rng: np.random.Generator, num_distinct: int, count: int) -> np.ndarray:
@@ -21,14 +21,17 @@ def test_counts_of_parts_add_up(tmp_path: Path, min_count: int) -> None:
     rng = np.random.default_rng()
     columns = [draw_values(rng, size, 5000) for size in (3, 50, 3000)]
     values = np.stack(columns, axis=1)
-    files = []
+    folders = []
     for number, part in enumerate(np.array_split(values, [100, 100, 2000])):  # one of them is empty
-        files.append(tmp_path / f"{number}.parquet")
-        count_values(part).write_parquet(files[-1])
+        folders.append(tmp_path / str(number))
+        folders[-1].mkdir()
+        ValueCounts.of(part).save(folders[-1])
     for column, of_column in enumerate(columns):
         counts = Counter(value for value in of_column.tolist() if value)
         wanted = sorted((v for v, count in counts.items() if count >= min_count), key=lambda v: (-counts[v], v))
-        assert merge_counts(files, column=column, min_count=min_count).tolist() == wanted
+        for rows_at_a_time in (10**9, 100):
+            found = merge_counts(folders, column=column, min_count=min_count, rows_at_a_time=rows_at_a_time)
+            assert found.tolist() == wanted
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 1000, 50_000])

@@ -28,7 +28,8 @@ from dmt.errors import UserInputError
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, NUM_COLUMNS, BadLine, Lines, read_lines
 from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
 from dmt.preprocess.text_parts import chunks, count_lines, open_text, seek_line, skip
-from dmt.preprocess.vocabulary import NUM_SPECIAL, ValueTable, count_values, merge_counts
+from dmt.preprocess.vocabulary import NUM_SPECIAL, ValueCounts, ValueTable
+from dmt.preprocess.workers import Tell
 
 NUM_SHOWN = 10
 MANIFEST = "manifest.json"
@@ -37,7 +38,6 @@ ROWS = "rows.npy"
 VOCABULARY = "vocabulary.parquet"
 FORMAT_VERSION = 1
 OPTIONS = "options.json"
-_COUNTS = "counts.parquet"
 _FIRST_ID = len(INTEGERS)
 _PIECE_ROWS = 100_000
 
@@ -137,8 +137,8 @@ def convert_text(source: PlainText, part: int, *, options: ConversionOptions, ou
             raise _refusal(source, count_lines(source.path, start), error.line) from None
 
 
-def convert_stream(source: TextStream, *, options: ConversionOptions, output: Path) -> list[PartReport]:
-    """Convert the parts of a stream, one after the other."""
+def convert_stream(source: TextStream, tell: Tell, *, options: ConversionOptions, output: Path) -> list[PartReport]:
+    """Convert the parts of a stream, one after the other, and tell of each."""
     reports: list[PartReport] = []
     num_lines = 0
     with source.open() as file:
@@ -155,6 +155,7 @@ def convert_stream(source: TextStream, *, options: ConversionOptions, output: Pa
                     raise _refusal(source, num_lines, error.line) from None
             num_lines += done.num_rows + done.num_bad
             reports.append(done)
+            tell(done)
     return reports
 
 
@@ -215,7 +216,7 @@ def _write_part(
     with _new_part(source.folder(output, options.stage, part), report) as folder:
         np.save(folder / ROWS, rows)
         if isinstance(options.categories, Vocabularies):
-            count_values(_values(rows)).write_parquet(folder / _COUNTS)
+            ValueCounts.of(_values(rows)).save(folder)
     return report
 
 
@@ -250,34 +251,35 @@ def read_report(folder: Path) -> PartReport | None:
     return PartReport(**json.loads(file.read_text())) if file.exists() else None
 
 
-def write_vocabulary(
-    sources: Sequence[Source], reports: Sequence[PartReport], *, num_rows: int, min_count: int, output: Path
-) -> None:
-    """Write the vocabularies of the first ``num_rows`` rows, unless that was done before.
+def count_training(
+    sources: Sequence[Source], reports: Sequence[PartReport], *, num_rows: int, output: Path
+) -> list[Path]:
+    """The folders that hold the counts of the first ``num_rows`` rows together.
 
     Args:
         sources: the files.
         reports: of all parts of values, in the order of the rows.
         num_rows: rows of the training split.
-        min_count: see :class:`Vocabularies`.
         output: the folder of it all.
     """
-    if (output / VOCABULARY).exists():
-        return
-    files, left = [], num_rows
+    folders, left = [], num_rows
     for report in reports:
         folder = sources[report.source].folder(output, "values", report.part)
         if left >= report.num_rows:
-            files.append(folder / _COUNTS)
+            folders.append(folder)
         elif left > 0:  # a part of it is for training
-            files.append(folder / "training_counts.parquet")
-            count_values(_values(np.load(folder / ROWS, mmap_mode="r")[:left])).write_parquet(files[-1])
+            folders.append(folder / "training")
+            folders[-1].mkdir(exist_ok=True)
+            ValueCounts.of(_values(np.load(folder / ROWS, mmap_mode="r")[:left])).save(folders[-1])
         left -= report.num_rows
+    return folders
+
+
+def write_vocabularies(vocabularies: Sequence[np.ndarray], output: Path) -> None:
+    """Write the values of each column, most frequent first."""
     columns = [
-        pl.DataFrame({"value": merge_counts(files, column=column, min_count=min_count)}).select(
-            pl.lit(name).alias("feature"), pl.all()
-        )
-        for column, name in enumerate(CATEGORIES)
+        pl.DataFrame({"value": values}).select(pl.lit(name).alias("feature"), pl.all())
+        for name, values in zip(CATEGORIES, vocabularies, strict=True)
     ]
     unfinished = output / f".{VOCABULARY}"
     pl.concat(columns).write_parquet(unfinished)
@@ -285,7 +287,7 @@ def write_vocabulary(
 
 
 def count_rows(output: Path) -> tuple[int, ...]:
-    """Rows of the embedding table of each column, by :func:`write_vocabulary`."""
+    """Rows of the embedding table of each column, by :func:`write_vocabularies`."""
     features = pl.read_parquet(output / VOCABULARY, columns=["feature"])["feature"]
     return tuple(NUM_SPECIAL + int((features == name).sum()) for name in CATEGORIES)
 

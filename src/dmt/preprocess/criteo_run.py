@@ -2,19 +2,16 @@
 
 import errno
 import json
-import os
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+import numpy as np
 
 from dmt.errors import UserInputError
 from dmt.preprocess.criteo import (
@@ -23,6 +20,7 @@ from dmt.preprocess.criteo import (
     NUM_SHOWN,
     OPTIONS,
     PARTS,
+    VOCABULARY,
     ConversionOptions,
     PartReport,
     Vocabularies,
@@ -30,15 +28,18 @@ from dmt.preprocess.criteo import (
     convert_stream,
     convert_text,
     count_rows,
+    count_training,
     encode_part,
     num_parts,
-    write_vocabulary,
+    write_vocabularies,
 )
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS
 from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
+from dmt.preprocess.vocabulary import merge_counts
+from dmt.preprocess.workers import Tell, Workers
 from dmt.schema import CategoricalFeature, FeatureSchema
 
-Task = Callable[[], list[PartReport]]
+Task = Callable[[Tell], list[PartReport]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,17 +94,20 @@ def preprocess_criteo(
         manifest: Mapping[str, Any] = json.loads((output / MANIFEST).read_text())
         return manifest
     with writing(output), Workers(workers) as pool:
-        reports = pool.run(_reading_tasks(sources, options, output), partial(on_part, options.stage))
+        reports = _flat(pool.run(_reading_tasks(sources, options, output), partial(on_part, options.stage)))
         if isinstance(options.categories, Vocabularies):
-            write_vocabulary(
-                sources,
-                reports,
-                num_rows=splits.ranges(_rows_by_source(sources, reports))["train"][1],
-                min_count=options.categories.min_count,
-                output=output,
-            )
-            encoding = [partial(_encode_part, sources[report.source], report, output) for report in reports]
-            reports = pool.run(encoding, partial(on_part, PARTS))
+            if not (output / VOCABULARY).exists():
+                num_train = splits.ranges(_rows_by_source(sources, reports))["train"][1]
+                folders = count_training(sources, reports, num_rows=num_train, output=output)
+                merging = [
+                    partial(_merge, folders, column, options.categories.min_count) for column in range(len(CATEGORIES))
+                ]
+                write_vocabularies(pool.run(merging), output)
+            encoding = [
+                partial(_told, partial(encode_part, sources[report.source], report, output=output))
+                for report in reports
+            ]
+            reports = _flat(pool.run(encoding, partial(on_part, PARTS)))
             num_embeddings = count_rows(output)
         else:
             num_embeddings = options.categories.num_embeddings
@@ -152,88 +156,33 @@ def writing(output: Path) -> Iterator[None]:
         raise UserInputError(f"--output {output}: {error}; {fix}") from None
 
 
-class Workers:
-    """Processes that convert parts; with one of them, this one does it.
-
-    Args:
-        number: of processes.
-    """
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-        self._pool = None
-        if number > 1:
-            self._pool = ProcessPoolExecutor(
-                max_workers=number,
-                mp_context=get_context("spawn"),
-                # One thread a worker: polars' own threads would wait for Python between chunks.
-                initializer=os.putenv,
-                initargs=("POLARS_MAX_THREADS", "1"),
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=error[0] is None, cancel_futures=True)
-
-    def run(self, tasks: Sequence[Task], on_part: Callable[[PartReport], None]) -> list[PartReport]:
-        """Run tasks; returns the reports of all parts in the order of their rows."""
-        reports = []
-        if self._pool is None:
-            results: Iterable[list[PartReport]] = (task() for task in tasks)
-        else:
-            with _workers_spared(signal.SIGINT):
-                futures = [self._pool.submit(task) for task in tasks]
-            results = (future.result() for future in as_completed(futures))
-        try:
-            for of_task in results:
-                for report in of_task:
-                    reports.append(report)
-                    on_part(report)
-        except BrokenProcessPool:
-            # Its thread is closing pipes that Python, at exit, would write to.
-            assert self._pool is not None
-            self._pool.shutdown(wait=True)
-            raise UserInputError(
-                f"--workers {self._number}: one of them was killed, perhaps for want of memory; give fewer, the same "
-                "command goes on"
-            ) from None
-        return sorted(reports, key=lambda report: (report.source, report.part))
-
-
-@contextmanager
-def _workers_spared(number: signal.Signals) -> Iterator[None]:
-    """Let processes that start meanwhile never get a signal: a terminal's Ctrl-C is for the one that started them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _reading_tasks(sources: Sequence[Source], options: ConversionOptions, output: Path) -> list[Task]:
     tasks: list[Task] = []
     for source in sources:
         if isinstance(source, TextStream):
             tasks.append(partial(convert_stream, source, options=options, output=output))
-        elif isinstance(source, PlainText | ArrayTriple):
-            parts = range(num_parts(source, options))
-            tasks += [partial(_convert_part, source, part, options, output) for part in parts]
+        elif isinstance(source, PlainText):
+            tasks += [
+                partial(_told, partial(convert_text, source, part, options=options, output=output))
+                for part in range(num_parts(source, options))
+            ]
+        elif isinstance(source, ArrayTriple):
+            tasks += [
+                partial(_told, partial(convert_arrays, source, part, options=options, output=output))
+                for part in range(num_parts(source, options))
+            ]
     return tasks
 
 
-def _convert_part(
-    source: PlainText | ArrayTriple, part: int, options: ConversionOptions, output: Path
-) -> list[PartReport]:
-    if isinstance(source, PlainText):
-        return [convert_text(source, part, options=options, output=output)]
-    return [convert_arrays(source, part, options=options, output=output)]
+def _told(convert: Callable[[], PartReport], tell: Tell) -> list[PartReport]:
+    """Convert one part and tell of it."""
+    report = convert()
+    tell(report)
+    return [report]
 
 
-def _encode_part(source: Source, values: PartReport, output: Path) -> list[PartReport]:
-    return [encode_part(source, values, output=output)]
+def _merge(folders: Sequence[Path], column: int, min_count: int, tell: Tell) -> np.ndarray:
+    return merge_counts(folders, column=column, min_count=min_count)
 
 
 def describe(
@@ -270,6 +219,10 @@ def describe(
             for report in reports
         ],
     }
+
+
+def _flat(reports: Iterable[list[PartReport]]) -> list[PartReport]:
+    return [report for of_task in reports for report in of_task]
 
 
 def _rows_by_source(sources: Sequence[Source], reports: Sequence[PartReport]) -> list[int]:

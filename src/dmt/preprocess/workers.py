@@ -1,0 +1,98 @@
+"""Processes that work on parts, and tell what is done."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from typing import Any, Self, TypeVar
+
+from dmt.errors import UserInputError
+
+Result = TypeVar("Result")
+Tell = Callable[[Any], None]
+"""What a task calls with what is to be told while it runs."""
+
+_TOLD_EVERY_S = 0.2
+_queue: "SimpleQueue[Any] | None" = None
+
+
+class Workers:
+    """Processes for tasks; with one of them, this one does it.
+
+    Args:
+        number: of processes.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._pool = None
+        if number > 1:
+            context = get_context("spawn")
+            self._told: SimpleQueue[Any] = context.SimpleQueue()
+            self._pool = ProcessPoolExecutor(
+                max_workers=number, mp_context=context, initializer=_begin, initargs=(self._told,)
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=error[0] is None, cancel_futures=True)
+
+    def run(self, tasks: Sequence[Callable[[Tell], Result]], on_told: Tell = lambda told: None) -> list[Result]:
+        """Run tasks; returns their results in the order of the tasks.
+
+        Args:
+            tasks: functions that can be pickled, of what they call while they run.
+            on_told: called in this process with what the tasks tell.
+
+        Raises:
+            UserInputError: a worker was killed.
+        """
+        if self._pool is None:
+            return [task(on_told) for task in tasks]
+        with _workers_spared(signal.SIGINT):
+            futures = [self._pool.submit(_run, task) for task in tasks]
+        waiting = set(futures)
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=_TOLD_EVERY_S, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                while not self._told.empty():
+                    on_told(self._told.get())
+        except BrokenProcessPool:
+            # Its thread is closing pipes that Python, at exit, would write to.
+            self._pool.shutdown(wait=True)
+            raise UserInputError(
+                f"--workers {self._number}: one of them was killed, perhaps for want of memory; give fewer, the same "
+                "command goes on"
+            ) from None
+        return [future.result() for future in futures]
+
+
+def _begin(queue: "SimpleQueue[Any]") -> None:
+    global _queue
+    _queue = queue
+    # One thread a worker: polars' own threads would wait for Python between chunks.
+    os.environ["POLARS_MAX_THREADS"] = "1"
+
+
+def _run(task: Callable[[Tell], Result]) -> Result:
+    assert _queue is not None
+    return task(_queue.put)
+
+
+@contextmanager
+def _workers_spared(number: signal.Signals) -> Iterator[None]:
+    """Let processes that start meanwhile never get a signal: a terminal's Ctrl-C is for the one that started them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
