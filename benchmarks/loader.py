@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def write_log(folder: Path, rows: int) -> None:
         part[:, -1] &= 1
         (folder / PARTS / str(number)).mkdir(parents=True)
         np.save(folder / PARTS / str(number) / ROWS, part)
-        parts.append({"folder": f"{PARTS}/{number}", "rows": count})
+        parts.append({"folder": f"{PARTS}/{number}", "rows": count, "crc32": zlib.crc32(part.data)})
     schema = FeatureSchema(
         categorical=[CategoricalFeature(name=c, num_embeddings=1000) for c in CATEGORIES], dense=INTEGERS
     )

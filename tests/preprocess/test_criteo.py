@@ -361,8 +361,18 @@ def test_training_refuses_what_the_manifest_does_not_tell_of(days: tuple[Path, l
         CriteoDataModule(path=output)
     convert([days[0]], output)
     rows = output / "parts" / "000-00001" / "rows.npy"
-    np.save(rows, np.load(rows)[1:])
-    with pytest.raises(ValueError, match=r"000-00001: int32 of shape .* tells of int32 .*; convert the logs again"):
+    right = np.load(rows)
+    wrong = right.copy()
+    wrong[5, 20] += 1
+    np.save(rows, wrong)
+    with pytest.raises(ValueError, match=r"000-00001/rows.npy: its checksum is not the manifest's; copy it again, or"):
+        CriteoDataModule(path=output).setup()
+    np.save(rows, right)
+    CriteoDataModule(path=output).setup()
+    np.save(rows, right[1:])
+    with pytest.raises(
+        ValueError, match=r"000-00001/rows.npy: int32 of shape .* tells of int32 .*; convert the logs again"
+    ):
         CriteoDataModule(path=output).setup()
     rows.unlink()
     with pytest.raises(ValueError, match="No such file"):

@@ -9,6 +9,7 @@ import numpy as np
 from torchrec.datasets.utils import Batch
 
 from dmt.datamodules.arrays import single_hot_batch
+from dmt.datamodules.checksums import check_checksums
 from dmt.datamodules.module import ClickDataModule
 from dmt.errors import UserInputError
 from dmt.preprocess.criteo import FORMAT_VERSION, MANIFEST, ROWS
@@ -38,17 +39,26 @@ class CriteoDataModule(ClickDataModule):
         return bool(end > start)
 
     def prepare_data(self) -> None:
-        """Nothing to do but to know the schema."""
-        self._schema = FeatureSchema.from_dict(self._manifest["schema"])
+        """Check the files, those of them that were not checked before."""
+        try:
+            self.setup()
+        except UserInputError:
+            # Lightning runs this on one rank, and an error here would leave the others waiting for it.
+            # setup(), which every rank runs, meets the same error on all of them.
+            if self.trainer is None or self.trainer.world_size == 1:
+                raise
 
     def setup(self, stage: str | None = None) -> None:
         """Map all parts into memory."""
-        self.prepare_data()
+        self._schema = FeatureSchema.from_dict(self._manifest["schema"])
         num_columns = len(self.schema.dense) + len(self.schema.feature_names) + 1
-        parts = [
-            _load_part(self.path / part["folder"], num_rows=part["rows"], num_columns=num_columns)
-            for part in self._manifest["parts"]
-        ]
+        arrays, checksums = {}, {}
+        for part in self._manifest["parts"]:
+            file = self.path / part["folder"] / ROWS
+            arrays[file] = _load_part(file, num_rows=part["rows"], num_columns=num_columns)
+            checksums[file] = part["crc32"]
+        check_checksums(arrays, checksums)
+        parts = list(arrays.values())
         self._splits = {
             name: ClickParts(self.schema, parts, start=start, end=end)
             for name, (start, end) in self._manifest["splits"].items()
@@ -113,14 +123,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _load_part(folder: Path, *, num_rows: int, num_columns: int) -> np.ndarray:
+def _load_part(file: Path, *, num_rows: int, num_columns: int) -> np.ndarray:
     try:
-        rows: np.ndarray = np.load(folder / ROWS, mmap_mode="r")
+        rows: np.ndarray = np.load(file, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise UserInputError(f"{folder}: {error}; convert the logs again") from None
+        raise UserInputError(f"{file}: {error}; convert the logs again") from None
     if rows.shape != (wanted := (num_rows, num_columns)) or rows.dtype != np.int32:
         raise UserInputError(
-            f"{folder}: {rows.dtype} of shape {rows.shape}, but the manifest tells of int32 {wanted}; convert the logs "
+            f"{file}: {rows.dtype} of shape {rows.shape}, but the manifest tells of int32 {wanted}; convert the logs "
             "again"
         )
     return rows
