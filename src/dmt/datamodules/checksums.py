@@ -40,9 +40,7 @@ def check_checksums(arrays: Mapping[Path, np.ndarray], checksums: Mapping[Path, 
         # zlib lets other threads run while it reads.
         found = pool.map(lambda file: zlib.crc32(arrays[file].data), unknown)
         is_shown = console.is_terminal
-        shown = track(
-            found, "Checking", total=len(unknown), console=console, disable=not is_shown, transient=True
-        )
+        shown = track(found, "Checking", total=len(unknown), console=console, disable=not is_shown, transient=True)
         for file, checksum in zip(unknown, shown, strict=True):
             if checksum != checksums[file]:
                 raise UserInputError(

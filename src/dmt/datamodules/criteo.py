@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,19 @@ class ClickParts:
 
     def _gather(self, samples: np.ndarray) -> np.ndarray:
         """Rows of samples of the whole log, int32 (B, C + F + 1)."""
-        # Samples of a part together, one call a part; 16 bits sort fastest, and so many parts cannot be mapped.
-        part_of = (np.searchsorted(self._firsts, samples, side="right") - 1).astype(np.uint16)
-        order = np.argsort(part_of, kind="stable")
+        if np.any(samples[1:] < samples[:-1]):
+            order = np.argsort(samples)
+            rows = np.empty((len(samples), self._num_columns), dtype=np.int32)
+            rows[order] = self._gather(samples[order])
+            return rows
+        # Samples of a part lie together, and one call reads them to where they belong.
+        cuts = [*np.searchsorted(samples, self._firsts).tolist(), len(samples)]
         rows = np.empty((len(samples), self._num_columns), dtype=np.int32)
-        for places in np.split(order, 1 + np.flatnonzero(np.diff(part_of[order]))) if len(samples) else []:
-            number = part_of[places[0]]
-            rows[places] = np.take(self._parts[number], samples[places] - self._firsts[number], axis=0)
+        for number, (start, end) in enumerate(pairwise(cuts)):
+            if end > start:
+                places = samples[start:end] - self._firsts[number]
+                # With mode="raise" numpy would read into a buffer first.
+                np.take(self._parts[number], places, axis=0, out=rows[start:end], mode="clip")
         return rows
 
 

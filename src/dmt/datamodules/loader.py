@@ -29,7 +29,7 @@ class GlobalBatchSampler:
 
     Step ``k`` of epoch ``e`` holds the samples ``order_e[k * GB:(k + 1) * GB]``, where ``order_e`` is the
     :class:`~dmt.datamodules.order.EpochOrder` of ``(shuffle_seed, e)``, or the stored order without a seed.
-    Rank ``r`` takes the ``r``-th of ``G`` contiguous pieces, whose sizes differ by at most one. The last global
+    Rank ``r`` takes the ``r``-th of ``G`` contiguous pieces, whose sizes differ by at most one, sorted. The last global
     batch may be short and leave a rank an *empty* piece; every rank has the same number of steps and each sample
     occurs once.
 
@@ -88,7 +88,8 @@ class GlobalBatchSampler:
             base, extra = divmod(size, self.world_size)
             begin = start + self.rank * base + min(self.rank, extra)
             end = begin + base + (self.rank < extra)
-            yield np.arange(begin, end) if order is None else order.samples(begin, end)
+            # Sorted, because a step is the same in any order and neighbours are read faster.
+            yield np.arange(begin, end) if order is None else np.sort(order.samples(begin, end))
 
     def _order(self) -> EpochOrder | None:
         return (
