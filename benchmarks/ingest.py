@@ -2,8 +2,9 @@
 
     python benchmarks/ingest.py --output benchmarks/results/ingest.md
 
-A log of random lines is written first, with a tenth of the values missing; every round converts it with each contender
-in turn, as a process of its own, start included. TorchRec's converter, which keeps all rows as Python lists, gets a
+A log of random lines is written first: categories by Zipf's law over as many values as the 1 TB logs have, a tenth of
+all values missing. Every round converts it with each contender in turn, as a process of its own, start included; once
+in hash mode and once with vocabularies. TorchRec's converter, which keeps all rows as Python lists, gets a
 shorter log, and its start is not counted; it needs `pip install iopath`. The plain pipeline reads the same log in
 batches, hashes, takes logarithms and saves arrays, with no checks, parts or restarts. Memory is the largest sum over a
 contender's processes of what they do not share (PSS), sampled every 50 ms.
@@ -23,9 +24,12 @@ import numpy as np
 import polars as pl
 from common import heading, publish
 
+from dmt.preprocess.command import NUM_EMBEDDINGS
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS
 
 BLOCK_ROWS = 250_000
+ZIPF_EXPONENT = 1.1
+HASH, VOCABULARY = "dmt preprocess criteo", "dmt preprocess criteo --min-count 2"
 
 TORCHREC = """
 import sys, time
@@ -63,8 +67,11 @@ def write_log(path: Path, rows: int) -> None:
             count = min(BLOCK_ROWS, rows - start)
             columns = {"label": rng.integers(0, 2, count)}
             columns |= {name: rng.geometric(0.03, count) - 3 for name in INTEGERS}
-            # One hexadecimal digit is fixed, so that every value has eight of them.
-            columns |= {name: rng.integers(2**28, 2**32, count) for name in CATEGORIES}
+            for column, (name, size) in enumerate(zip(CATEGORIES, NUM_EMBEDDINGS, strict=True)):
+                ranks = rng.zipf(ZIPF_EXPONENT, count).astype(np.uint64) % np.uint64(size)
+                # Spread over the values of eight hexadecimal digits.
+                spread = (ranks * np.uint64(2654435761) + np.uint64(column)) % np.uint64(2**32 - 2**28)
+                columns[name] = spread + np.uint64(2**28)
             frame = pl.DataFrame(columns).with_columns(pl.col(CATEGORIES).map_batches(_hexadecimal, pl.String))
             missing = rng.random((count, 39)) < 0.1
             frame = frame.with_columns(
@@ -111,7 +118,7 @@ def _unshared_bytes(pid: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--torchrec-rows", type=int, default=250_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the logs and results go for a while (default: $TMPDIR)")
@@ -128,7 +135,8 @@ def main() -> None:
                 arguments.torchrec_rows,
             ),
             "plain polars": ([sys.executable, "-c", POLARS, str(long)], arguments.rows),
-            "dmt preprocess criteo": ([*dmt, str(long), "--output"], arguments.rows),
+            VOCABULARY: ([*dmt, str(long), "--min-count", "2", "--output"], arguments.rows),
+            HASH: ([*dmt, str(long), "--output"], arguments.rows),
         }
         rates: dict[str, list[float]] = {name: [] for name in commands}
         memory = dict.fromkeys(commands, 0)
@@ -149,6 +157,8 @@ def main() -> None:
         *heading("Criteo text to the training format"),
         f"{arguments.rows:,} rows, {text_bytes / 1e9:.2f} GB of text ({arguments.torchrec_rows:,} rows for TorchRec); "
         f"medians of {arguments.rounds} rounds; {os.cpu_count()} workers. dmt writes {bytes_a_row:.1f} bytes a row.",
+        "Vocabularies take "
+        f"{statistics.median(rates[HASH]) / statistics.median(rates[VOCABULARY]):.2f} times as long as hash mode.",
         "",
         "| | rows a second | lowest to highest | times TorchRec's | memory, MiB |",
         "|---|---|---|---|---|",

@@ -22,6 +22,7 @@ _HOME = {
     "DLRMTower": "dmt.modules",
     "EmbeddingOptimizer": "dmt.modules",
     "GatedTower": "dmt.modules",
+    "MultiEmbedding": "dmt.modules",
     "PassThrough": "dmt.modules",
     "TopArch": "dmt.modules",
     "TowerModule": "dmt.modules",

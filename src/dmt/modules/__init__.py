@@ -6,6 +6,7 @@ from dmt.modules.dlrm import DLRM
 from dmt.modules.embeddings import EmbeddingOptimizer, FusedEmbeddingBags, deferred_tables
 from dmt.modules.interactions import DotInteraction
 from dmt.modules.metrics import Calibration, LogLoss, NormalizedEntropy, click_metrics
+from dmt.modules.multi_embedding import MultiEmbedding
 from dmt.modules.stage import TowerStage
 from dmt.modules.top_arch import TopArch
 from dmt.modules.towers import DCNTower, DLRMTower, GatedTower, PassThrough, TowerModule
@@ -22,6 +23,7 @@ __all__ = [
     "FusedEmbeddingBags",
     "GatedTower",
     "LogLoss",
+    "MultiEmbedding",
     "NormalizedEntropy",
     "PassThrough",
     "TopArch",
