@@ -167,7 +167,8 @@ def test_the_encoder_is_kept_for_later_rows(folder):
     assert make(folder).prepared_folder() == data.prepared_folder()
     encoder = prepare.load_encoder(data.prepared_folder())
     assert encoder.schema == data.schema
-    dense, ids = encoder.encode(draw("test"))
+    dense, ids, bags = encoder.encode(draw("test"))
+    assert not bags
     np.testing.assert_array_equal(ids, data._splits["test"].ids)
     np.testing.assert_array_equal(dense, data._splits["test"].dense)
     vocabulary = encoder.vocabularies["code"]
@@ -243,7 +244,11 @@ def write_half(folder):
 
 
 def write_lists(folder):
-    draw("train").with_columns(color=pl.Series([[1]] * 60)).write_parquet(folder / "train.parquet")
+    draw("valid").with_columns(color=pl.Series([["red"]] * 20)).write_parquet(folder / "valid.parquet")
+
+
+def write_nested_lists(folder):
+    draw("train").with_columns(color=pl.Series([[[1]]] * 60)).write_parquet(folder / "train.parquet")
 
 
 def write_missing_label(folder):
@@ -292,7 +297,8 @@ def write_schema_change(folder):
     [
         (write_garbage, "train.parquet: cannot be read as parquet"),
         (write_half, "train.parquet: cannot be read as parquet"),
-        (write_lists, "train.parquet: column 'color': holds lists; multi-hot columns are not supported yet"),
+        (write_lists, "valid.parquet: column 'color': holds lists, but none in training; convert the column"),
+        (write_nested_lists, r"train.parquet: column 'color': holds List\(Int64\), needs text, integer"),
         (write_missing_label, "valid.parquet: column 'label': the label of row 1 is missing; labels must be"),
         (write_missing_numbers, "train.parquet: column 'price': every value is missing"),
         (write_no_rows, "test.parquet: the file has no rows"),

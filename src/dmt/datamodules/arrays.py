@@ -3,8 +3,8 @@
 Shape legend: n samples of a split, B of a batch, F categorical features, C numeric columns.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +14,57 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClickArrays:
-    """One split of a single-hot click log.
+class Bags:
+    """A multi-hot feature: the ids of all samples, one after the other.
 
     Args:
-        feature_names: the F categorical features, in the order of the columns of ``ids``.
+        values: int32 (m,), embedding rows.
+        offsets: int64 (n + 1,): those of sample ``i`` are ``values[offsets[i]:offsets[i + 1]]``.
+        weights: float32 (m,), what each id's embedding is multiplied by, or ``None``.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+    weights: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        assert self.values.dtype == np.int32 and self.offsets.dtype == np.int64
+        assert len(self.offsets) and self.offsets[0] == 0 and self.offsets[-1] == len(self.values)
+        if self.weights is not None:
+            assert self.weights.dtype == np.float32 and self.weights.shape == self.values.shape
+
+    def find(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many ids, int64 (B,), samples have, and where in ``values`` these are, one after another."""
+        starts = np.take(self.offsets, indices)
+        lengths = np.take(self.offsets, indices + 1) - starts
+        begins = np.cumsum(lengths) - lengths  # of each sample's ids in the result
+        return lengths, np.repeat(starts - begins, lengths) + np.arange(lengths.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClickArrays:
+    """One split of a click log.
+
+    Args:
+        feature_names: the F categorical features.
         dense: float32 (n, C); C may be 0.
-        ids: int32 (n, F): embedding rows.
+        ids: int32 (n, number of single-hot features): embedding rows, in the order of ``feature_names``.
         labels: uint8 (n,): 0 or 1.
+        bags: the multi-hot features, by name. If one has weights, ids without them weigh 1.
     """
 
     feature_names: Sequence[str]
     dense: np.ndarray
     ids: np.ndarray
     labels: np.ndarray
+    bags: Mapping[str, Bags] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        num_samples = len(self.labels)
+        num_samples, num_single = len(self.labels), len(self.feature_names) - len(self.bags)
         assert self.dense.dtype == np.float32 and self.dense.shape[:-1] == (num_samples,)
-        assert self.ids.dtype == np.int32 and self.ids.shape == (num_samples, len(self.feature_names))
+        assert self.ids.dtype == np.int32 and self.ids.shape == (num_samples, num_single)
         assert self.labels.dtype == np.uint8 and self.labels.ndim == 1
+        assert all(len(bags.offsets) == num_samples + 1 for bags in self.bags.values())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,30 +73,81 @@ class ClickArrays:
         """The samples at ``indices`` (B,), in that order; B may be 0.
 
         Returns:
-            dense_features float32 (B, C), labels float32 (B,), and sparse_features with one int64 id per
-            sample and feature: ``values`` (F * B,), feature after feature, ``lengths`` int32 ones (F * B,).
+            dense_features float32 (B, C), labels float32 (B,), and sparse_features with int64 ``values``, feature
+            after feature, and int32 ``lengths`` (F * B,), which are ones where all features are single-hot.
         """
         # numpy alone: np.take is several times faster than indexing, and the threads of a torch operator
         # would wait for each other where ranks share the cores.
         ids = np.take(self.ids, indices, axis=0).T.astype(np.int64, order="C")  # (F, B)
         dense, labels = np.take(self.dense, indices, axis=0), np.take(self.labels, indices).astype(np.float32)
+        if self.bags:
+            return self._multi_hot_batch(indices, dense=dense, ids=ids, labels=labels)
         return single_hot_batch(self.feature_names, dense=dense, ids=ids, labels=labels)
 
+    def _multi_hot_batch(self, indices: np.ndarray, *, dense: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Batch:
+        single = iter(ids)
+        lengths, values, weights = [], [], []
+        for name in self.feature_names:
+            if name in self.bags:
+                bags = self.bags[name]
+                of_feature, places = bags.find(indices)
+                of_ids = np.ones(len(places), np.float32) if bags.weights is None else np.take(bags.weights, places)
+                values.append(np.take(bags.values, places).astype(np.int64))
+            else:
+                of_feature, of_ids = np.ones(len(indices), np.int64), np.ones(len(indices), np.float32)
+                values.append(next(single))
+            lengths.append(of_feature)
+            weights.append(of_ids)
+        is_weighted = any(bags.weights is not None for bags in self.bags.values())
+        return Batch(
+            dense_features=torch.from_numpy(dense),
+            sparse_features=KeyedJaggedTensor(
+                keys=list(self.feature_names),
+                values=torch.from_numpy(np.concatenate(values)),
+                weights=torch.from_numpy(np.concatenate(weights)) if is_weighted else None,
+                lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int32)),
+                stride=len(indices),
+            ),
+            labels=torch.from_numpy(labels),
+        )
+
     def save(self, folder: Path) -> None:
-        """Write ``dense.npy``, ``ids.npy`` and ``labels.npy`` into ``folder``, which is created."""
+        """Write the arrays into ``folder``, which is created: those of bags into ``bags/POSITION``, of the feature."""
         folder.mkdir(parents=True)
         np.save(folder / "dense.npy", self.dense)
         np.save(folder / "ids.npy", self.ids)
         np.save(folder / "labels.npy", self.labels)
+        for name, bags in self.bags.items():
+            of_bags = folder / "bags" / str(self.feature_names.index(name))
+            of_bags.mkdir(parents=True)
+            np.save(of_bags / "values.npy", bags.values)
+            np.save(of_bags / "offsets.npy", bags.offsets)
+            if bags.weights is not None:
+                np.save(of_bags / "weights.npy", bags.weights)
 
     @classmethod
     def load(cls, folder: Path, *, feature_names: Sequence[str]) -> "ClickArrays":
         """Memory-map what :meth:`save` wrote: pages are read when a batch needs them."""
+
+        def read(file: Path) -> np.ndarray:
+            array: np.ndarray = np.load(file, mmap_mode="r")
+            return array
+
+        bags = {}
+        for index, name in enumerate(feature_names):
+            if (of_bags := folder / "bags" / str(index)).exists():
+                weights = of_bags / "weights.npy"
+                bags[name] = Bags(
+                    values=read(of_bags / "values.npy"),
+                    offsets=read(of_bags / "offsets.npy"),
+                    weights=read(weights) if weights.exists() else None,
+                )
         return cls(
             feature_names=feature_names,
-            dense=np.load(folder / "dense.npy", mmap_mode="r"),
-            ids=np.load(folder / "ids.npy", mmap_mode="r"),
-            labels=np.load(folder / "labels.npy", mmap_mode="r"),
+            dense=read(folder / "dense.npy"),
+            ids=read(folder / "ids.npy"),
+            labels=read(folder / "labels.npy"),
+            bags=bags,
         )
 
 

@@ -1,8 +1,9 @@
 """Raw columns of any file to one form: categories as text, numbers as float64, labels as 0 and 1."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import polars as pl
 
 from dmt.errors import UserInputError
@@ -17,6 +18,12 @@ LARGEST_WHOLE = 2.0**53
 class ColumnNames:
     """Which columns of a file are what.
 
+    Args:
+        categorical: categories, or lists of them.
+        numeric: numbers.
+        label: 0 or 1.
+        weights: for columns of lists, the column that has a list of weights as long.
+
     Raises:
         UserInputError: a column is named twice, no categorical column is named, or one has a name that
             cannot name an embedding table.
@@ -25,6 +32,7 @@ class ColumnNames:
     categorical: Sequence[str]
     numeric: Sequence[str]
     label: str
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for option, names in (("categorical", self.categorical), ("numeric", self.numeric)):
@@ -37,11 +45,36 @@ class ColumnNames:
         )
         if self.label in [*self.categorical, *self.numeric]:
             raise UserInputError(f"label={self.label}: also listed as a feature; remove it from the features")
+        for name, weights in self.weights.items():
+            if name not in self.categorical:
+                raise UserInputError(f"weights={name}: not a categorical column; give weights for those alone")
+            if weights in [*self.categorical, *self.numeric, self.label]:
+                raise UserInputError(f"weights={weights}: it is a feature or the label as well; remove it there")
 
     @property
     def all(self) -> list[str]:
         """Every column to read."""
-        return [*self.categorical, *self.numeric, self.label]
+        return list(dict.fromkeys([*self.categorical, *self.numeric, *self.weights.values(), self.label]))
+
+
+def is_list(column: pl.Series) -> bool:
+    """Whether each row holds a list."""
+    return isinstance(column.dtype, pl.List | pl.Array)
+
+
+def flatten(column: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    """The elements of a column of lists, one after the other.
+
+    Returns:
+        the elements, and how many each row has, int64 (n,). A missing list counts as a list of one missing element, an
+        empty one has none. A column of anything else counts as lists of one.
+    """
+    if not is_list(column):
+        return column, np.ones(len(column), np.int64)
+    # (polars explodes arrays of width 0 and lists of none to a missing element.)
+    lists = column.arr.to_list() if isinstance(column.dtype, pl.Array) else column
+    lengths = lists.list.len().fill_null(1)
+    return lists.filter(lengths > 0).explode(), lengths.cast(pl.Int64).to_numpy()
 
 
 def count_categories(column: pl.Series) -> pl.DataFrame:
@@ -119,6 +152,4 @@ def to_label(column: pl.Series) -> pl.Series:
 
 
 def _unsupported_type(column: pl.Series, wanted: str) -> str:
-    if isinstance(column.dtype, pl.List | pl.Array):
-        return f"column {column.name!r}: holds lists; multi-hot columns are not supported yet, leave it out"
     return f"column {column.name!r}: holds {column.dtype}, needs {wanted}; convert the column"

@@ -4,12 +4,13 @@ Shape legend: n rows, F categorical columns, C numeric columns of the output.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 
-from dmt.datamodules.columns import ColumnNames, count_categories, to_number
+from dmt.datamodules.arrays import Bags
+from dmt.datamodules.columns import ColumnNames, count_categories, flatten, is_list, to_number
 from dmt.errors import UserInputError
 from dmt.schema import CategoricalFeature, FeatureSchema
 
@@ -88,13 +89,19 @@ class TabularEncoder:
     The ids of a categorical column are: 0 missing (null, NaN, empty text), 1 unseen in training or rarer
     there than ``min_count``, then the other training values by descending frequency, ties by their text.
 
+    A column that holds lists in training is multi-hot. A missing list is a list of one missing element.
+
     Args:
         vocabularies: by column, a frame of ``value`` (text), ``count`` and ``id``, sorted by id.
         scales: one for every numeric column.
+        mean_lengths: of the multi-hot columns, the mean number of ids of a training row.
+        weights: for multi-hot columns, the column of their weights.
     """
 
     vocabularies: Mapping[str, pl.DataFrame]
     scales: Sequence[NumericScale]
+    mean_lengths: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, frame: pl.DataFrame, *, columns: ColumnNames, min_count: int) -> "TabularEncoder":
@@ -103,9 +110,15 @@ class TabularEncoder:
         Raises:
             UserInputError: a column has an unsupported type, or a numeric one has no value.
         """
+        for name in columns.weights:
+            if not is_list(frame[name]):
+                raise UserInputError(f"column {name!r}: has weights, but holds no lists; leave it out of weights")
+        flat = {name: flatten(frame[name]) for name in columns.categorical}
         return cls(
-            vocabularies={name: _vocabulary(frame[name], min_count=min_count) for name in columns.categorical},
+            vocabularies={name: _vocabulary(values, min_count=min_count) for name, (values, _) in flat.items()},
             scales=[NumericScale.fit(frame[name]) for name in columns.numeric],
+            mean_lengths={name: float(lengths.mean()) for name, (_, lengths) in flat.items() if is_list(frame[name])},
+            weights=columns.weights,
         )
 
     @property
@@ -113,29 +126,51 @@ class TabularEncoder:
         """The columns of the output; missing-value columns stand beside the column they tell about."""
         return FeatureSchema(
             categorical=[
-                CategoricalFeature(name=name, num_embeddings=NUM_RESERVED_IDS + len(vocabulary))
+                CategoricalFeature(
+                    name=name,
+                    num_embeddings=NUM_RESERVED_IDS + len(vocabulary),
+                    multi_hot=name in self.mean_lengths,
+                    mean_length=self.mean_lengths.get(name, 1.0),
+                )
                 for name, vocabulary in self.vocabularies.items()
             ],
             dense=[name for scale in self.scales for name in scale.dense_names],
+            weighted=bool(self.weights),
         )
 
-    def encode(self, frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, dict[str, Bags]]:
         """Encode rows with the types of any file.
 
         Returns:
-            dense float32 (n, C) and ids int32 (n, F).
+            dense float32 (n, C), ids int32 (n, number of single-hot columns), and the multi-hot columns by name.
 
         Raises:
-            UserInputError: a column has an unsupported type, or text that is not a number.
+            UserInputError: a column has an unsupported type, text that is not a number, lists where training has none,
+                or weights that do not fit.
         """
-        ids = np.empty((len(frame), len(self.vocabularies)), dtype=np.int32)
-        for index, (name, vocabulary) in enumerate(self.vocabularies.items()):
-            ids[:, index] = _lookup(frame[name], vocabulary)
+        ids = np.empty((len(frame), len(self.vocabularies) - len(self.mean_lengths)), dtype=np.int32)
+        single = iter(ids.T)
+        bags = {}
+        for name, vocabulary in self.vocabularies.items():
+            if name in self.mean_lengths:
+                bags[name] = self._bags(frame, name)
+            elif is_list(frame[name]):
+                raise UserInputError(f"column {name!r}: holds lists, but none in training; convert the column")
+            else:
+                next(single)[:] = _lookup(frame[name], vocabulary)
         dense = np.empty((len(frame), len(self.schema.dense)), dtype=np.float32)
         parts = (part for scale in self.scales for part in scale.encode(frame[scale.name]))
         for index, part in enumerate(parts):
             dense[:, index] = part
-        return dense, ids
+        return dense, ids, bags
+
+    def _bags(self, frame: pl.DataFrame, name: str) -> Bags:
+        values, lengths = flatten(frame[name])
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        weights = None
+        if name in self.weights:
+            weights = _weights(frame[self.weights[name]], of=frame[name], lengths=lengths)
+        return Bags(values=_lookup(values, self.vocabularies[name]).astype(np.int32), offsets=offsets, weights=weights)
 
 
 def _vocabulary(column: pl.Series, *, min_count: int) -> pl.DataFrame:
@@ -155,6 +190,24 @@ def _lookup(column: pl.Series, vocabulary: pl.DataFrame) -> np.ndarray:
     ids = distinct.select("value", pl.when(is_missing).then(MISSING_ID).otherwise(known).alias("id"))
     rows = column.alias("value").to_frame()
     return rows.join(ids, on="value", how="left", nulls_equal=True, maintain_order="left")["id"].to_numpy()
+
+
+def _weights(column: pl.Series, *, of: pl.Series, lengths: np.ndarray) -> np.ndarray:
+    """Weights float32 (m,) of the elements of another column; the one of a missing list is 1."""
+    flat, found = flatten(column)
+    differs = found != lengths
+    if differs.any():
+        row = int(differs.argmax())
+        raise UserInputError(
+            f"column {column.name!r}: row {row + 1} has {found[row]} weights for {lengths[row]} ids of {of.name!r}; "
+            "give one for each"
+        )
+    weights = to_number(flat).to_numpy().copy()
+    weights[np.repeat(of.is_null().to_numpy(), lengths)] = 1.0
+    if np.isnan(weights).any():
+        row = int(np.searchsorted(np.cumsum(lengths), int(np.isnan(weights).argmax()), side="right"))
+        raise UserInputError(f"column {column.name!r}: a weight of row {row + 1} is missing; give a number")
+    return weights.astype(np.float32)
 
 
 def _signed_log(values: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from dmt.errors import UserInputError
 from dmt.schema import FeatureSchema
 
 # Part of the fingerprint: raise it when the encoding changes, so that no old cache is taken for a new one.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META_FILE = "meta.json"
 VOCABULARY_FILE = "vocabulary.parquet"
 
@@ -35,7 +35,7 @@ def default_cache_dir() -> Path:
 def prepare(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int, cache_dir: Path) -> Path:
     """Encode the splits unless that was done before.
 
-    The folder holds ``SPLIT/dense.npy``, ``ids.npy`` and ``labels.npy`` of each split, the vocabularies in
+    The folder holds the arrays of each split in ``SPLIT`` (:meth:`ClickArrays.save`), the vocabularies in
     ``vocabulary.parquet``, and ``meta.json`` with schema, scales, sizes and sources. It appears complete or
     not at all, so several processes may prepare the same log at once.
 
@@ -90,6 +90,8 @@ def load_encoder(folder: Path) -> TabularEncoder:
             for feature in meta["schema"]["categorical"]
         },
         scales=[NumericScale(**scale) for scale in meta["scales"]],
+        mean_lengths={f["name"]: f["mean_length"] for f in meta["schema"]["categorical"] if f["multi_hot"]},
+        weights=meta["columns"]["weights"],
     )
 
 
@@ -110,6 +112,7 @@ def _describe(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int
             "categorical": list(columns.categorical),
             "numeric": list(columns.numeric),
             "label": columns.label,
+            "weights": dict(columns.weights),
         },
         "min_count": min_count,
     }
@@ -126,8 +129,8 @@ def _encode(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int, 
             frame = read_file(file, columns=columns.all)
         with _naming(file):
             labels = to_label(frame[columns.label]).to_numpy()
-            dense, ids = encoder.encode(frame)
-        arrays = ClickArrays(feature_names=columns.categorical, dense=dense, ids=ids, labels=labels)
+            dense, ids, bags = encoder.encode(frame)
+        arrays = ClickArrays(feature_names=columns.categorical, dense=dense, ids=ids, labels=labels, bags=bags)
         arrays.save(folder / split)
         sizes[split] = len(arrays)
     vocabularies = [

@@ -15,17 +15,18 @@ from dmt.errors import UserInputError
 class TabularClicks(ClickDataModule):
     """A click log of your own: a folder with train, valid and test files, parquet or CSV with a header line.
 
-    Categorical columns may be text, integers, floats or booleans; whole floats and integers are the same
-    category. Id 0 stands for missing values (null, NaN, empty text), id 1 for values that training holds
-    fewer than ``min_count`` times, and the others follow by frequency. Numeric columns are scaled by what
-    training holds: the logarithm if a few values are very large, then mean 0 and standard deviation 1; a
-    column with missing or infinite values gets a second one, ``NAME:missing``, that is 1 there. The encoded
-    log is kept in ``cache_dir``.
+    Categorical columns may be text, integers, floats or booleans, or in parquet files lists of them, which become
+    multi-hot features; whole floats and integers are the same category. Id 0 stands for missing values (null, NaN,
+    empty text, a missing list), id 1 for values that training holds fewer than ``min_count`` times, and the others
+    follow by frequency. Numeric columns are scaled by what training holds: the logarithm if a few values are very
+    large, then mean 0 and standard deviation 1; a column with missing or infinite values gets a second one,
+    ``NAME:missing``, that is 1 there. The encoded log is kept in ``cache_dir``.
 
     Args:
         path: folder of the files.
         categorical: the categorical columns, one embedding table each.
         numeric: the numeric columns.
+        weights: for categorical columns of lists, the column with a list of weights as long.
         label: the column of labels, 0 or 1.
         global_batch_size: samples of one step over all ranks together.
         train_file: file of the training samples; without an ending, .parquet and .csv are tried.
@@ -46,6 +47,7 @@ class TabularClicks(ClickDataModule):
         path: Path,
         categorical: Sequence[str],
         numeric: Sequence[str] = (),
+        weights: dict[str, str] | None = None,
         label: str = "label",
         global_batch_size: int = 1024,
         train_file: str = "train",
@@ -59,7 +61,7 @@ class TabularClicks(ClickDataModule):
         if min_count < 1:
             raise UserInputError(f"min_count={min_count}: give at least 1")
         self.path = Path(path).expanduser()  # a YAML file has no shell to do it
-        self.columns = ColumnNames(categorical=categorical, numeric=numeric, label=label)
+        self.columns = ColumnNames(categorical=categorical, numeric=numeric, label=label, weights=weights or {})
         # Looked for here rather than in prepare_data(), which one rank runs alone while the others wait.
         self.files = find_files(self.path, names={"train": train_file, "valid": valid_file, "test": test_file})
         self.min_count = min_count
