@@ -7,9 +7,13 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+import torch
+import yaml
 
 from dmt.cli import main
+from dmt.datamodules import TabularClicks
 from dmt.lightning_cli import DmtCLI
 from tests.preprocess.criteo_cases import draw_lines, write_log
 
@@ -32,6 +36,25 @@ def write_criteo(folder: Path) -> None:
     write_log(folder / "train.txt", draw_lines(np.random.default_rng(0), 20))
 
 
+def write_run(folder: Path) -> dict[str, str]:
+    """What stands for a run on a tabular log in the README's commands."""
+    folder.mkdir()
+    frame = pl.DataFrame({"label": [0, 1, 1], "word": ["a", "b", "b"]})
+    for split in ("train", "valid", "test"):
+        frame.write_parquet(folder / f"{split}.parquet")
+    data = TabularClicks(path=folder, categorical=["word"], cache_dir=folder / "cache")
+    torch.save({"TabularClicks": data.state_dict()}, folder / "last.ckpt")
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder)}}
+    options = {"path": str(folder), "categorical": ["word"]}
+    log = {"class_path": "dmt.datamodules.TabularClicks", "init_args": options}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": log, "trainer": {"logger": logger}}))
+    return {
+        "RUN/config.yaml": str(folder / "config.yaml"),
+        "CHECKPOINT": str(folder / "last.ckpt"),
+        "ROWS": str(folder / "test.parquet"),
+    }
+
+
 def test_readme_has_commands() -> None:
     verbs = [command[0] for command in readme_commands()]
     assert verbs.count("fit") >= 5
@@ -48,7 +71,8 @@ def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytes
         main(["preprocess", "criteo", str(logs), "--output", str(converted), "--workers", "1"])
     is_criteo = {"preprocess", "configs/criteo.yaml"} & set(command)
     folder = converted if is_criteo else tmp_path
-    filled = [{"DIR": str(folder), "LOGS": str(logs), "my_towers.yaml": str(plan)}.get(word, word) for word in command]
+    meant = {"DIR": str(folder), "LOGS": str(logs), "my_towers.yaml": str(plan)} | write_run(tmp_path / "run")
+    filled = [meant.get(word, word) for word in command]
     data_is_missing = "configs/flights.yaml" in filled and not HAS_FLIGHTS
     if data_is_missing or str(tmp_path) in filled:
         (tmp_path / "train.csv").write_text("label\n0\n")
@@ -64,8 +88,10 @@ def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytes
         main(filled)
         assert "compression" in capsys.readouterr().out
     else:
-        # The verb's own options, parsed and instantiated as it would, without launching ranks.
-        DmtCLI(filled, run=False)
+        # The verb's own options, parsed and instantiated as it would, without launching ranks. --ckpt_path is an
+        # argument of the launch.
+        launched = filled.index("--ckpt_path") if "--ckpt_path" in filled else len(filled)
+        DmtCLI([*filled[:launched], *filled[launched + 2 :]], run=False)
 
 
 def test_readme_python_runs() -> None:

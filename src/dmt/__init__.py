@@ -31,6 +31,7 @@ _HOME = {
     "RandomClicks": "dmt.datamodules",
     "SyntheticClicks": "dmt.datamodules",
     "TabularClicks": "dmt.datamodules",
+    "TabularRows": "dmt.datamodules",
     "SpttStrategy": "dmt.strategies",
     "TorchRecStrategy": "dmt.strategies",
     "TowerCheckpointIO": "dmt.strategies",

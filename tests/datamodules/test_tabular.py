@@ -165,7 +165,7 @@ def test_every_rank_meets_the_error_of_the_rank_that_prepares(folder):
 def test_the_encoder_is_kept_for_later_rows(folder):
     data = ready(folder)
     assert make(folder).prepared_folder() == data.prepared_folder()
-    encoder = prepare.load_encoder(data.prepared_folder())
+    encoder = prepare.encoder_of(prepare.encoder_state(data.prepared_folder()))
     assert encoder.schema == data.schema
     dense, ids, bags = encoder.encode(draw("test"))
     assert not bags

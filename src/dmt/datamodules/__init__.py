@@ -6,6 +6,7 @@ from dmt.datamodules.encoder import TabularEncoder
 from dmt.datamodules.loader import ClickLoader, EvaluationLoader, GlobalBatchSampler
 from dmt.datamodules.module import ClickDataModule
 from dmt.datamodules.random_clicks import RandomClicks
+from dmt.datamodules.rows import TabularRows
 from dmt.datamodules.synthetic import SyntheticClicks
 from dmt.datamodules.tabular import TabularClicks
 
@@ -20,4 +21,5 @@ __all__ = [
     "SyntheticClicks",
     "TabularClicks",
     "TabularEncoder",
+    "TabularRows",
 ]

@@ -121,6 +121,23 @@ class TabularEncoder:
             weights=columns.weights,
         )
 
+    def equals(self, other: "TabularEncoder") -> bool:
+        """Whether all rows become the same."""
+        return (
+            (list(self.scales), self.mean_lengths.keys(), self.weights)
+            == (list(other.scales), other.mean_lengths.keys(), other.weights)
+            and list(self.vocabularies) == list(other.vocabularies)
+            and all(
+                mine["value"].equals(theirs["value"])
+                for mine, theirs in zip(self.vocabularies.values(), other.vocabularies.values(), strict=True)
+            )
+        )
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it reads."""
+        return list(dict.fromkeys([*self.vocabularies, *(scale.name for scale in self.scales), *self.weights.values()]))
+
     @property
     def schema(self) -> FeatureSchema:
         """The columns of the output; missing-value columns stand beside the column they tell about."""

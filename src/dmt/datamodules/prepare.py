@@ -11,7 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import polars as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from dmt.datamodules.arrays import ClickArrays
@@ -80,10 +82,18 @@ def load_meta(folder: Path) -> tuple[FeatureSchema, dict[str, int]]:
     return FeatureSchema.from_dict(meta["schema"]), meta["num_samples"]
 
 
-def load_encoder(folder: Path) -> TabularEncoder:
-    """The encoder of a prepared log, for rows that come later."""
-    meta = json.loads((folder / META_FILE).read_text())
-    table = pl.read_parquet(folder / VOCABULARY_FILE)
+def encoder_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint keeps of a prepared log, to encode rows that come later in the same way."""
+    return {
+        "meta": (folder / META_FILE).read_text(),
+        "vocabulary": torch.from_numpy(np.fromfile(folder / VOCABULARY_FILE, dtype=np.uint8)),
+    }
+
+
+def encoder_of(state: Mapping[str, Any]) -> TabularEncoder:
+    """The encoder of an :func:`encoder_state`."""
+    meta = json.loads(state["meta"])
+    table = pl.read_parquet(state["vocabulary"].numpy().tobytes())
     return TabularEncoder(
         vocabularies={
             feature["name"]: table.filter(pl.col("feature") == feature["name"]).drop("feature")
@@ -93,6 +103,12 @@ def load_encoder(folder: Path) -> TabularEncoder:
         mean_lengths={f["name"]: f["mean_length"] for f in meta["schema"]["categorical"] if f["multi_hot"]},
         weights=meta["columns"]["weights"],
     )
+
+
+def label_of(state: Mapping[str, Any]) -> str:
+    """The column of labels of the log of an :func:`encoder_state`."""
+    name: str = json.loads(state["meta"])["columns"]["label"]
+    return name
 
 
 def _describe(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int) -> dict[str, object]:

@@ -64,7 +64,7 @@ def read_file(file: Path, *, columns: Sequence[str]) -> pl.DataFrame:
     if file.stat().st_size == 0:
         raise UserInputError(f"{file}: the file is empty (0 bytes); write it again")
     try:
-        present = _column_names(file)
+        present = column_names(file)
         missing = [column for column in columns if column not in present]
         if missing:
             raise UserInputError(f"{file}: no column {missing[0]!r}; {_suggestion(missing[0], present)}")
@@ -78,7 +78,8 @@ def read_file(file: Path, *, columns: Sequence[str]) -> pl.DataFrame:
     return frame
 
 
-def _column_names(file: Path) -> list[str]:
+def column_names(file: Path) -> list[str]:
+    """Names of the columns of a file that can be read."""
     if file.suffix == ".parquet":
         return list(pl.read_parquet_schema(file))
     return pl.read_csv(file, n_rows=0, infer_schema=False).columns

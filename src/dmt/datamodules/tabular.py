@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dmt.datamodules.arrays import ClickArrays
 from dmt.datamodules.columns import ColumnNames
 from dmt.datamodules.loader import ClickDataset
 from dmt.datamodules.module import ClickDataModule
-from dmt.datamodules.prepare import default_cache_dir, load_meta, prepare
+from dmt.datamodules.prepare import default_cache_dir, encoder_of, encoder_state, load_meta, prepare
 from dmt.datamodules.sources import find_files
 from dmt.errors import UserInputError
 
@@ -94,6 +95,25 @@ class TabularClicks(ClickDataModule):
             UserInputError: a file cannot be read or encoded, or ``cache_dir`` cannot be written.
         """
         return prepare(self.files, columns=self.columns, min_count=self.min_count, cache_dir=self.cache_dir)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The data position, and how rows are encoded, for :class:`TabularRows`."""
+        return super().state_dict() | {"encoder": encoder_state(self.prepared_folder())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the data position, where the checkpoint is of a model for this log.
+
+        Raises:
+            UserInputError: the checkpoint's model was trained on rows that were encoded in another way.
+        """
+        super().load_state_dict(state_dict)
+        if "encoder" in state_dict:
+            mine = encoder_of(encoder_state(self.prepared_folder()))
+            if not encoder_of(state_dict["encoder"]).equals(mine):
+                raise UserInputError(
+                    f"path={self.path}: the checkpoint is of another training log, with other vocabularies or scales; "
+                    "give that log, or test and predict rows of this one with dmt.datamodules.TabularRows"
+                )
 
     def _split(self, name: str) -> ClickDataset:
         if self._splits and name not in self._splits:

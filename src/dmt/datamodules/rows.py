@@ -1,0 +1,86 @@
+"""Rows that come later: to test or predict by a checkpoint, without the log that it was trained on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dmt.datamodules.arrays import ClickArrays
+from dmt.datamodules.columns import to_label
+from dmt.datamodules.loader import EvaluationLoader
+from dmt.datamodules.module import ClickDataModule
+from dmt.datamodules.prepare import encoder_of, label_of
+from dmt.datamodules.sources import FILE_TYPES, column_names, read_file
+from dmt.errors import UserInputError
+
+
+class TabularRows(ClickDataModule):
+    """Rows of a parquet or CSV file, encoded by the vocabularies and scales that a checkpoint has.
+
+    For ``predict`` alone, and for ``test`` where the file has the column of labels.
+
+    Args:
+        path: the file.
+        checkpoint: of a model that was trained on :class:`~dmt.datamodules.tabular.TabularClicks`; a file, or the
+            folder that a sharded run has written.
+        global_batch_size: samples of one step over all ranks together.
+
+    Raises:
+        UserInputError: a file is missing, cannot be read, or lacks what is needed.
+    """
+
+    def __init__(self, *, path: Path, checkpoint: Path, global_batch_size: int = 4096) -> None:
+        super().__init__(global_batch_size=global_batch_size, seed=0)
+        self.path = Path(path).expanduser()
+        if self.path.suffix not in FILE_TYPES or not self.path.is_file():
+            raise UserInputError(f"path={self.path}: no such parquet or CSV file; give one")
+        state = _read_state(Path(checkpoint).expanduser())
+        self._encoder, self._label = encoder_of(state), label_of(state)
+        self._schema = self._encoder.schema
+        self._has_labels = False
+
+    def has_split(self, name: str) -> bool:
+        return name == "test"
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and encode the file."""
+        frame = read_file(self.path, columns=self._encoder.columns)
+        self._has_labels = self._label in column_names(self.path)
+        labels = np.zeros(len(frame), np.uint8)
+        try:
+            dense, ids, bags = self._encoder.encode(frame)
+            if self._has_labels:
+                labels = to_label(read_file(self.path, columns=[self._label])[self._label]).to_numpy()
+        except UserInputError as error:
+            raise UserInputError(f"{self.path}: {error}") from error
+        names = self.schema.feature_names
+        self._splits = {"test": ClickArrays(feature_names=names, dense=dense, ids=ids, labels=labels, bags=bags)}
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """All rows, if they have labels."""
+        self._split("test")
+        if not self._has_labels:
+            raise UserInputError(f"{self.path}: no column {self._label!r} to test against; add it, or predict")
+        return super().test_dataloader()
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    # A sharded checkpoint has all but its tensors in this file.
+    file = checkpoint / "rest.pt" if checkpoint.is_dir() else checkpoint
+    if not file.is_file():
+        raise UserInputError(f"checkpoint={checkpoint}: no such checkpoint; give the path of one")
+    try:
+        # Like Lightning's own checkpoints it may hold any Python object: load only what you trust.
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserInputError(f"checkpoint={checkpoint}: it cannot be read ({reason}); give one of dmt fit") from None
+    for state in content.values():
+        if isinstance(state, dict) and "encoder" in state:
+            encoder: dict[str, Any] = state["encoder"]
+            return encoder
+    raise UserInputError(
+        f"checkpoint={checkpoint}: it has no vocabularies, since its model was not trained on TabularClicks; give one "
+        "that was"
+    )
