@@ -133,3 +133,12 @@ def test_config_describes(config: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert len(tower["features"]) == tower["in_features"]
         assert tower["out_features"] > 0 and tower["out_dim"] > 0
     assert {"intra_host", "cross_host"} <= set(told["bytes_per_iteration"])
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/data/*.yaml")), ids=lambda file: file.stem)
+def test_data_files_are_used_as_they_say(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [command] = re.findall(r"(?m)^#   dmt fit (.*)$", file.read_text())
+    main(["describe", *shlex.split(command), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    options = yaml.safe_load(file.read_text())["init_args"]
+    assert sum(len(tower["features"]) for tower in told["towers"]) == options["num_features"]

@@ -1,9 +1,11 @@
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
+import torch
 
-from dmt.datamodules import SyntheticClicks
+from dmt.datamodules import ClickArrays, SyntheticClicks, synthetic
 from dmt.datamodules.synthetic import BLOCK_SIZE
 from dmt.datamodules.teacher import draw_groups
 from dmt.errors import UserInputError
@@ -110,3 +112,99 @@ def test_wrong_numbers(option):
 def test_wrong_number_of_groups(num_groups):
     with pytest.raises(UserInputError, match=f"num_groups={num_groups}: 16 features fill between 1 and 16"):
         SyntheticClicks(num_groups=num_groups)
+
+
+def test_large_splits_are_drawn_when_asked_for(monkeypatch):
+    shape = {"num_features": 5, "num_groups": 2, "num_multi_hot": 2, "num_embeddings": 30, "num_train": 20_000}
+    stored = make(**shape)._split("train")
+    monkeypatch.setattr(synthetic, "MAX_STORED", 19_999)
+    data = make(**shape, global_batch_size=1000)
+    drawn = data._split("train")
+    assert isinstance(drawn, synthetic.SyntheticSamples) and len(drawn) == 20_000
+    rng = np.random.default_rng()
+    pieces = [np.arange(8000, 9000), np.arange(0), np.arange(19_990, 20_000), np.sort(rng.choice(20_000, 500))]
+    for indices in (*pieces, rng.permutation(20_000)[:300]):
+        found, wanted = drawn.batch(indices), stored.batch(indices)
+        assert torch.equal(found.dense_features, wanted.dense_features) and torch.equal(found.labels, wanted.labels)
+        assert torch.equal(found.sparse_features.values(), wanted.sparse_features.values())
+        assert torch.equal(found.sparse_features.lengths(), wanted.sparse_features.lengths())
+    # In the order of the log, so that neighbours are drawn together.
+    labels = np.concatenate([batch.labels for batch in data.train_dataloader()])
+    assert np.array_equal(labels, stored.labels)
+    assert isinstance(data._split("valid"), ClickArrays)
+
+
+def test_multi_hot_features_are_bags_that_the_label_depends_on():
+    data = make(num_features=6, num_groups=2, num_multi_hot=3, mean_length=2.5, num_embeddings=40, num_test=20_000)
+    assert [feature.multi_hot for feature in data.schema.categorical] == [False] * 3 + [True] * 3
+    arrays = data._split("test")
+    lengths = np.diff(arrays.bags["c4"].offsets)
+    # The error of the mean of 20,000 Poisson numbers is sqrt(2.5 / 20,000) = 0.011; four of them.
+    assert lengths.mean() == pytest.approx(2.5, abs=0.045) and lengths.min() == 0
+    assert 0.82 < data.best_auc < 0.86
+    # The logit of some samples, by loops over ids and pairs.
+    teacher, factors = data.teacher, data.teacher.coefficients
+    logits, labels = data._samples("test").best_predictions()
+    assert np.array_equal(labels, arrays.labels)
+    for i in range(20):
+        names = data.schema.feature_names
+        bags = [
+            arrays.bags[name].values[arrays.bags[name].offsets[i] : arrays.bags[name].offsets[i + 1]]
+            if f >= 3
+            else arrays.ids[i, f : f + 1]
+            for f, name in enumerate(names)
+        ]
+        scales = [1.0 if f < 3 else 2.5**-0.5 for f in range(6)]
+        latent = [sum(teacher.latent[f, v] for v in bags[f]) * scales[f] + np.zeros(2) for f in range(6)]
+        main = sum(teacher._main[f, v, 0] * scales[f] for f in range(6) for v in bags[f])
+        pairs = {True: 0.0, False: 0.0}
+        for one, other in itertools.combinations(range(6), 2):
+            pairs[any({one, other} <= set(group) for group in teacher.groups)] += latent[one] @ latent[other]
+        linear = arrays.dense[i] @ teacher._dense_weights
+        wanted = factors.bias + factors.main * main + factors.within * pairs[True] + factors.across * pairs[False]
+        # Latent vectors and their sums are float32: 1e-7 of terms of up to some hundred.
+        assert logits[i] == pytest.approx(wanted + factors.dense * linear, abs=1e-3)
+
+
+@pytest.mark.parametrize("num_multi_hot", [0, 2])
+def test_a_log_that_drifts_ends_with_another_law(num_multi_hot):
+    data = make(num_features=4, num_groups=2, num_dense=0, num_multi_hot=num_multi_hot, drift_samples=1000)
+    teacher = data.teacher
+    samples = teacher._draw_features(np.random.default_rng(0), np.zeros(20_000, dtype=np.int64))
+
+    def logits(time):
+        return teacher.logits(dataclasses.replace(samples, times=np.full(20_000, time)))
+
+    still = make(num_features=4, num_groups=2, num_dense=0, num_multi_hot=num_multi_hot).teacher
+    assert np.allclose(logits(0), still.logits(samples))
+    similar = [np.corrcoef(logits(0), logits(time))[0, 1] for time in (300, 1000)]
+    assert 0.6 < similar[0] < 0.97 and abs(similar[1]) < 0.35
+    # After 180 degrees main effects have the other sign, and products of two vectors their own again.
+    main = teacher._parts(samples)[0]
+    assert np.allclose(logits(0) - logits(2000), 2 * teacher.coefficients.main * main, atol=1e-4)
+    # Validation and test come after training.
+    assert [data._samples(split)._first_time for split in ("train", "valid", "test")] == [0, 50, 70]
+
+
+def test_tables_may_differ_in_size():
+    data = make(num_features=3, num_groups=2, num_embeddings=[3, 50, 7], num_train=5000)
+    assert [feature.num_embeddings for feature in data.schema.categorical] == [3, 50, 7]
+    assert (split(data)[1].max(axis=0) < [3, 50, 7]).all() and (split(data)[1].max(axis=0) >= [2, 30, 5]).all()
+    for f, size in enumerate((3, 50, 7)):
+        frequency = np.arange(1, size + 1) ** -1.5
+        assert abs((frequency / frequency.sum()) @ data.teacher._main[f, :size, 0]) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_embeddings": [5, 5]}, r"num_embeddings=\[5, 5\]: 2 numbers for num_features=16; give one for each"),
+        ({"num_multi_hot": 17}, "num_multi_hot=17: there are 16 features; give fewer"),
+        ({"num_multi_hot": -1}, "num_multi_hot=-1: give at least 0"),
+        ({"mean_length": 0.0}, "mean_length=0.0: give a number above 0"),
+        ({"drift_samples": -1}, "drift_samples=-1: give at least 0"),
+    ],
+)
+def test_wrong_shapes_are_named(options, message):
+    with pytest.raises(UserInputError, match=message):
+        SyntheticClicks(**options)

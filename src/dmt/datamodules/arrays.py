@@ -4,7 +4,7 @@ Shape legend: n samples of a split, B of a batch, F categorical features, C nume
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,34 @@ class Bags:
         if self.weights is not None:
             assert self.weights.dtype == np.float32 and self.weights.shape == self.values.shape
 
+    def first(self, num_samples: int) -> "Bags":
+        """Those of the first so many samples."""
+        offsets = self.offsets[: num_samples + 1]
+        weights = None if self.weights is None else self.weights[: offsets[-1]]
+        return Bags(values=self.values[: offsets[-1]], offsets=offsets, weights=weights)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Bags"]) -> "Bags":
+        """The bags of one part's samples after those of another."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        weights = [part.weights for part in parts if part.weights is not None]
+        return cls(
+            values=np.concatenate([part.values for part in parts]),
+            offsets=offsets_of(lengths),
+            weights=np.concatenate(weights) if weights else None,
+        )
+
     def find(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How many ids, int64 (B,), samples have, and where in ``values`` these are, one after another."""
         starts = np.take(self.offsets, indices)
         lengths = np.take(self.offsets, indices + 1) - starts
         begins = np.cumsum(lengths) - lengths  # of each sample's ids in the result
         return lengths, np.repeat(starts - begins, lengths) + np.arange(lengths.sum())
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """int64 (n + 1,), where each of n bags begins, and the last one ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +146,28 @@ class ClickArrays:
             np.save(of_bags / "offsets.npy", bags.offsets)
             if bags.weights is not None:
                 np.save(of_bags / "weights.npy", bags.weights)
+
+    def first(self, num_samples: int) -> "ClickArrays":
+        """The first so many samples."""
+        return replace(
+            self,
+            dense=self.dense[:num_samples],
+            ids=self.ids[:num_samples],
+            labels=self.labels[:num_samples],
+            bags={name: bags.first(num_samples) for name, bags in self.bags.items()},
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["ClickArrays"]) -> "ClickArrays":
+        """Parts of a split as one, in memory."""
+        first = parts[0]
+        return cls(
+            feature_names=first.feature_names,
+            dense=np.concatenate([part.dense for part in parts]),
+            ids=np.concatenate([part.ids for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+            bags={name: Bags.concatenate([part.bags[name] for part in parts]) for name in first.bags},
+        )
 
     @classmethod
     def load(cls, folder: Path, *, feature_names: Sequence[str]) -> "ClickArrays":

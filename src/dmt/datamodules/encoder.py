@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from dmt.datamodules.arrays import Bags
+from dmt.datamodules.arrays import Bags, offsets_of
 from dmt.datamodules.columns import ColumnNames, count_categories, flatten, is_list, to_number
 from dmt.errors import UserInputError
 from dmt.schema import CategoricalFeature, FeatureSchema
@@ -183,11 +183,14 @@ class TabularEncoder:
 
     def _bags(self, frame: pl.DataFrame, name: str) -> Bags:
         values, lengths = flatten(frame[name])
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
         weights = None
         if name in self.weights:
             weights = _weights(frame[self.weights[name]], of=frame[name], lengths=lengths)
-        return Bags(values=_lookup(values, self.vocabularies[name]).astype(np.int32), offsets=offsets, weights=weights)
+        return Bags(
+            values=_lookup(values, self.vocabularies[name]).astype(np.int32),
+            offsets=offsets_of(lengths),
+            weights=weights,
+        )
 
 
 def _vocabulary(column: pl.Series, *, min_count: int) -> pl.DataFrame:
