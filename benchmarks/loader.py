@@ -3,27 +3,33 @@
     python benchmarks/loader.py --output benchmarks/results/loader.md
 
 Writes random rows in the training format, 26 + 13 columns, in parts of 560,000; then draws batches of an epoch through
-CriteoDataModule's loader, shuffled and in the stored order.
+CriteoDataModule's loader, shuffled and in the stored order. At last it trains the DLRM of configs/criteo.yaml, flat and
+in one process on all cores, and tells which share of its steps is spent waiting for batches.
 """
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from common import heading, publish
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dmt.datamodules import CriteoDataModule, GlobalBatchSampler
+from dmt.modules import DLRM, ClickModel, EmbeddingOptimizer
 from dmt.preprocess.criteo import FORMAT_VERSION, MANIFEST, PARTS, ROWS
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS
 from dmt.schema import CategoricalFeature, FeatureSchema
 
 PART_ROWS = 560_000
+WARM_UP = 5
 
 
 def write_log(folder: Path, rows: int) -> None:
@@ -55,11 +61,36 @@ def samples_per_second(batches: object, *, num_batches: int, batch_size: int) ->
     return number * batch_size / (time.perf_counter() - started)
 
 
+def waiting_share(data: CriteoDataModule, *, num_steps: int) -> tuple[float, float]:
+    """Share of the time that training waits for batches, and seconds of a step."""
+    model = ClickModel(
+        embedding_dim=16,
+        top=partial(DLRM, bottom_layers=[512, 256], over_layers=[512, 256]),
+        embedding_optimizer=EmbeddingOptimizer(name="rowwise_adagrad", learning_rate=0.05),
+    )
+    parameters = [p for p in model.build(data.schema).parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=0.001)
+    batches = iter(data.train_dataloader())
+    waited, started = 0.0, time.perf_counter()
+    for number in range(WARM_UP + num_steps):
+        if number == WARM_UP:
+            waited, started = 0.0, time.perf_counter()
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        optimizer.zero_grad()
+        binary_cross_entropy_with_logits(model(batch), batch.labels).backward()
+        optimizer.step()
+    seconds = time.perf_counter() - started
+    return waited / seconds, seconds / num_steps
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200, help="of training")
     parser.add_argument("--folder", type=Path, help="where the log goes for a while (default: $TMPDIR)")
     parser.add_argument("--output", type=Path, help="Markdown file to write; printed as well")
     arguments = parser.parse_args()
@@ -81,6 +112,12 @@ def main() -> None:
                 rate = samples_per_second(batches, num_batches=num_batches, batch_size=batch_size)
                 rates[name].append(rate)
         size = sum(path.stat().st_size for path in folder.rglob("*.npy"))
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        waiting = {}
+        for num_workers in (0, 1):
+            data = CriteoDataModule(path=folder, global_batch_size=batch_size, num_workers=num_workers)
+            data.setup()
+            waiting[num_workers] = waiting_share(data, num_steps=arguments.steps)
     lines = [
         *heading("Loading Criteo data"),
         f"{arguments.rows:,} rows of 13 numeric and 26 categorical columns, {size / 1e9:.1f} GB in parts of "
@@ -91,6 +128,11 @@ def main() -> None:
     ]
     for name, found in rates.items():
         lines.append(f"| {name} | {statistics.median(found):,.0f} | {min(found):,.0f} to {max(found):,.0f} |")
+    lines += ["", f"Waiting for batches while a flat DLRM trains, {arguments.steps} steps:", ""]
+    lines += ["| num_workers | a step, ms | of it waiting |", "|---|---|---|"]
+    lines += [
+        f"| {num_workers} | {1e3 * seconds:.1f} | {share:.2%} |" for num_workers, (share, seconds) in waiting.items()
+    ]
     publish(lines, arguments.output)
 
 

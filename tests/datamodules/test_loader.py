@@ -2,10 +2,11 @@ from itertools import chain, islice
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt.datamodules import ClickLoader, EvaluationLoader, GlobalBatchSampler
+from dmt.datamodules import ClickLoader, EvaluationLoader, GlobalBatchSampler, SyntheticClicks, loader
 from dmt.errors import UserInputError
 
 
@@ -163,6 +164,61 @@ def test_a_position_inside_an_epoch_needs_the_same_order(option):
         make_loader().load_state_dict(state | {option: 77})
     between_epochs = state | {option: 77, "next_step": 0}
     make_loader().load_state_dict(between_epochs)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_make_the_same_batches_ahead(num_workers):
+    data = SyntheticClicks(
+        num_features=3,
+        num_groups=1,
+        num_multi_hot=1,
+        num_train=50,
+        num_valid=20,
+        num_test=10,
+        global_batch_size=8,
+        num_workers=num_workers,
+    )
+    data.setup()
+
+    def alone(split, sampler):
+        return [data._split(split).batch(indices) for indices in sampler]
+
+    loader = data.train_dataloader()
+    wanted = alone("train", GlobalBatchSampler(num_samples=50, global_batch_size=8, shuffle_seed=0))
+    batches = iter(loader)
+    first = [next(batches) for _ in range(3)]
+    assert loader.state_dict()["next_step"] == 3  # of what was taken, not of what is made ahead
+    found = [*first, *batches]
+    assert_same(found, wanted)
+    sampler = GlobalBatchSampler(num_samples=20, global_batch_size=8)
+    assert_same(list(data.val_dataloader()), alone("valid", sampler))
+
+
+def assert_same(found, wanted):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.dense_features, other.dense_features) and torch.equal(one.labels, other.labels)
+        for part in ("values", "lengths"):
+            assert torch.equal(getattr(one.sparse_features, part)(), getattr(other.sparse_features, part)())
+        assert one.sparse_features.keys() == other.sparse_features.keys()
+
+
+def test_an_error_of_a_worker_is_told():
+    class Broken(Numbers):
+        def batch(self, indices):
+            raise UserInputError("rows.npy: it is gone")
+
+    sampler = GlobalBatchSampler(num_samples=5, global_batch_size=2)
+    with pytest.raises(UserInputError, match="it is gone"):
+        list(EvaluationLoader(Broken(5), batch_sampler=sampler, num_workers=1))
+
+
+def test_pinned_memory_is_asked_for_where_there_is_cuda(monkeypatch):
+    asked = []
+    monkeypatch.setattr(loader.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loader, "DataLoader", lambda *words, pin_memory, **options: asked.append(pin_memory) or [])
+    list(EvaluationLoader(Numbers(5), batch_sampler=GlobalBatchSampler(num_samples=5, global_batch_size=2)))
+    assert asked == [True]
 
 
 def test_global_batch_size_is_positive():

@@ -101,7 +101,8 @@ def test_parts_of_the_logit_may_be_absent(options):
 
 
 @pytest.mark.parametrize(
-    "option", ["num_features", "num_dense", "num_embeddings", "num_train", "num_valid", "num_test", "seed"]
+    "option",
+    ["num_features", "num_dense", "num_embeddings", "num_train", "num_valid", "num_test", "seed", "num_workers"],
 )
 def test_wrong_numbers(option):
     with pytest.raises(UserInputError, match=f"{option}=-1: give"):

@@ -25,13 +25,14 @@ class CriteoDataModule(ClickDataModule):
             written.
         global_batch_size: samples of one step over all ranks together.
         seed: seed of the order of the training samples.
+        num_workers: processes of each rank that make batches ahead; 0 where a core for them is not to spare.
 
     Raises:
         UserInputError: the folder is not complete, or its files are not those that its manifest tells of.
     """
 
-    def __init__(self, *, path: Path, global_batch_size: int = 4096, seed: int = 0) -> None:
-        super().__init__(global_batch_size=global_batch_size, seed=seed)
+    def __init__(self, *, path: Path, global_batch_size: int = 4096, seed: int = 0, num_workers: int = 0) -> None:
+        super().__init__(global_batch_size=global_batch_size, seed=seed, num_workers=num_workers)
         self.path = Path(path).expanduser()
         self._manifest = _read_manifest(self.path)
 

@@ -3,11 +3,13 @@
 Shape legend: B samples of this rank's batch, GB samples of one global batch, G ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 from torchrec.datasets.utils import Batch
 
 from dmt.datamodules.order import EpochOrder
@@ -99,25 +101,61 @@ class GlobalBatchSampler:
         )
 
 
+class _Batches(Dataset[Batch]):
+    """A data set of batches, by the indices of their samples."""
+
+    def __init__(self, dataset: ClickDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, indices: np.ndarray) -> Batch:
+        return self._dataset.batch(indices)
+
+
+def draw_batches(dataset: ClickDataset, steps: Iterable[np.ndarray], *, num_workers: int) -> Iterator[Batch]:
+    """Batches in the order of the steps; on a machine with CUDA in pinned memory, from which copies do not wait.
+
+    Args:
+        dataset: where batches come from.
+        steps: the samples of each of them.
+        num_workers: processes that make batches ahead; with 0 this one makes each when it is asked for.
+    """
+    return iter(
+        DataLoader(
+            _Batches(dataset),
+            sampler=steps,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 class EvaluationLoader:
     """Batches of one rank; every iteration starts with the first.
 
     Args:
         dataset: where batches come from.
         batch_sampler: which samples form them.
+        num_workers: processes that make batches ahead.
     """
 
-    def __init__(self, dataset: ClickDataset, *, batch_sampler: GlobalBatchSampler) -> None:
+    def __init__(self, dataset: ClickDataset, *, batch_sampler: GlobalBatchSampler, num_workers: int = 0) -> None:
         # Neither loader has a `dataset` attribute: by it Lightning recognises a torch DataLoader to rebuild.
         self._dataset = dataset
         self.batch_sampler = batch_sampler
+        self._num_workers = num_workers
 
     def __len__(self) -> int:
         """Number of batches, the same on every rank."""
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self._dataset.batch(indices) for indices in self.batch_sampler)
+        return draw_batches(self._dataset, self.batch_sampler, num_workers=self._num_workers)
 
 
 class ClickLoader:
@@ -129,14 +167,15 @@ class ClickLoader:
     run that ``max_steps`` stopped inside an epoch, and after resuming between two epochs it may leave the
     first one after a single batch.
 
-    It is deliberately not a ``torch.utils.data.DataLoader``: Lightning would replace the sampler of one by
-    its own distributed sampler, which repeats samples and splits them by the number of ranks.
+    It only looks like a ``torch.utils.data.DataLoader``, and uses one: Lightning would replace the sampler of one that
+    it knows by its own distributed sampler, which repeats samples and splits them by the number of ranks.
 
     Args:
         dataset: where batches come from.
         batch_sampler: which samples form them.
         num_steps: steps after which an epoch ends early, for Lightning's ``limit_train_batches``. The length
             of the loader stays that of a whole epoch, since Lightning takes its limit as a fraction of that.
+        num_workers: processes that make batches ahead. The position is that of the batches that were taken.
 
     Example:
         >>> import numpy as np
@@ -155,11 +194,17 @@ class ClickLoader:
     """
 
     def __init__(
-        self, dataset: ClickDataset, *, batch_sampler: GlobalBatchSampler, num_steps: int | None = None
+        self,
+        dataset: ClickDataset,
+        *,
+        batch_sampler: GlobalBatchSampler,
+        num_steps: int | None = None,
+        num_workers: int = 0,
     ) -> None:
         self._dataset = dataset
         self.batch_sampler = batch_sampler
         self._num_steps = len(batch_sampler) if num_steps is None else min(num_steps, len(batch_sampler))
+        self._num_workers = num_workers
         self._next_step = 0
         self._is_fresh = True
 
@@ -170,11 +215,11 @@ class ClickLoader:
     def __iter__(self) -> Iterator[Batch]:
         # A generator: Lightning calls iter() before it restores the position, so that must be read later.
         self._is_fresh = False
-        steps = self.batch_sampler.steps(first=self._next_step)
-        for indices in islice(steps, self._num_steps - self._next_step):
+        steps = islice(self.batch_sampler.steps(first=self._next_step), self._num_steps - self._next_step)
+        for batch in draw_batches(self._dataset, steps, num_workers=self._num_workers):
             # Moved on before the batch is trained on: a checkpoint is taken after its step.
             self._move_to(self.batch_sampler.epoch, self._next_step + 1)
-            yield self._dataset.batch(indices)
+            yield batch
 
     @property
     def sampler(self) -> "ClickLoader":

@@ -37,16 +37,19 @@ class ClickDataModule(LightningDataModule):
     Args:
         global_batch_size: samples of one step over all ranks together.
         seed: seed of the order of the training samples.
+        num_workers: processes of each rank that make batches ahead; 0 where a core for them is not to spare.
 
     Raises:
-        UserInputError: ``global_batch_size`` is below 1 or ``seed`` is negative.
+        UserInputError: ``global_batch_size`` is below 1, or another number is negative.
     """
 
-    def __init__(self, *, global_batch_size: int, seed: int) -> None:
+    def __init__(self, *, global_batch_size: int, seed: int, num_workers: int = 0) -> None:
         super().__init__()
         check_global_batch_size(global_batch_size)
-        if seed < 0:
-            raise UserInputError(f"seed={seed}: give a number >= 0")
+        for option, value in (("seed", seed), ("num_workers", num_workers)):
+            if value < 0:
+                raise UserInputError(f"{option}={value}: give a number >= 0")
+        self.num_workers = num_workers
         self.global_batch_size = global_batch_size
         self.seed = seed
         self._schema: FeatureSchema | None = None
@@ -76,7 +79,8 @@ class ClickDataModule(LightningDataModule):
         # (Lightning sets the attribute where mypy does not see it.)
         is_overfitting = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         sampler = self._sampler(dataset, shuffle_seed=None if is_overfitting else self.seed)
-        loader = ClickLoader(dataset, batch_sampler=sampler, num_steps=self._limit(len(sampler)))
+        num_steps = self._limit(len(sampler))
+        loader = ClickLoader(dataset, batch_sampler=sampler, num_steps=num_steps, num_workers=self.num_workers)
         if self._train_position is not None:
             loader.load_state_dict(self._train_position)
             self._train_position = None
@@ -121,7 +125,8 @@ class ClickDataModule(LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> EvaluationLoader:
         dataset = self._split(split)
-        return EvaluationLoader(dataset, batch_sampler=self._sampler(dataset, shuffle_seed=None))
+        sampler = self._sampler(dataset, shuffle_seed=None)
+        return EvaluationLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers)
 
     def _sampler(self, dataset: ClickDataset, *, shuffle_seed: int | None) -> GlobalBatchSampler:
         return GlobalBatchSampler(

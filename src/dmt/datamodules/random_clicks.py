@@ -31,6 +31,7 @@ class RandomClicks(ClickDataModule):
         num_test: test samples.
         global_batch_size: samples of one step over all ranks together.
         seed: seed of the samples and of their order.
+        num_workers: processes of each rank that make batches ahead; 0 where a core for them is not to spare.
 
     Raises:
         UserInputError: a number is out of range.
@@ -52,8 +53,9 @@ class RandomClicks(ClickDataModule):
         num_test: int = 65_536,
         global_batch_size: int = 16_384,
         seed: int = 0,
+        num_workers: int = 0,
     ) -> None:
-        super().__init__(global_batch_size=global_batch_size, seed=seed)
+        super().__init__(global_batch_size=global_batch_size, seed=seed, num_workers=num_workers)
         minima = {"num_dense": (num_dense, 0), "num_train": (num_train, 1)}
         minima |= {"num_valid": (num_valid, 1), "num_test": (num_test, 1)}
         check_minima(minima)

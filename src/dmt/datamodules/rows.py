@@ -25,13 +25,14 @@ class TabularRows(ClickDataModule):
         checkpoint: of a model that was trained on :class:`~dmt.datamodules.tabular.TabularClicks`; a file, or the
             folder that a sharded run has written.
         global_batch_size: samples of one step over all ranks together.
+        num_workers: processes of each rank that make batches ahead; 0 where a core for them is not to spare.
 
     Raises:
         UserInputError: a file is missing, cannot be read, or lacks what is needed.
     """
 
-    def __init__(self, *, path: Path, checkpoint: Path, global_batch_size: int = 4096) -> None:
-        super().__init__(global_batch_size=global_batch_size, seed=0)
+    def __init__(self, *, path: Path, checkpoint: Path, global_batch_size: int = 4096, num_workers: int = 0) -> None:
+        super().__init__(global_batch_size=global_batch_size, seed=0, num_workers=num_workers)
         self.path = Path(path).expanduser()
         if self.path.suffix not in FILE_TYPES or not self.path.is_file():
             raise UserInputError(f"path={self.path}: no such parquet or CSV file; give one")

@@ -1,4 +1,4 @@
-"""Finding and reading the files of a user's click log: parquet, or CSV with a header line."""
+"""Finding and reading the files of a user's click log: parquet, Arrow, or CSV with a header line."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -8,7 +8,7 @@ import polars as pl
 
 from dmt.errors import UserInputError
 
-FILE_TYPES = (".parquet", ".csv")
+FILE_TYPES = (".parquet", ".arrow", ".csv")
 
 
 def find_files(path: Path, *, names: dict[str, str]) -> dict[str, Path]:
@@ -17,7 +17,7 @@ def find_files(path: Path, *, names: dict[str, str]) -> dict[str, Path]:
     Args:
         path: the folder.
         names: file name of every split, by split. A name without an ending stands for the file of that name
-            with either ending. The default name of a split is the split itself, and the files of ``valid``
+            with one of the endings. The default name of a split is the split itself, and the files of ``valid``
             and ``test`` may be absent under their default names.
 
     Raises:
@@ -34,7 +34,7 @@ def _find_file(path: Path, *, split: str, name: str) -> Path | None:
     option = f"{split}_file={name}"
     ending = Path(name).suffix
     if ending and ending not in FILE_TYPES:
-        raise UserInputError(f"{option}: the type {ending} is not supported; give .parquet or .csv")
+        raise UserInputError(f"{option}: the type {ending} is not supported; give .parquet, .arrow or .csv")
     candidates = [path / name] if ending else [path / f"{name}{ending}" for ending in FILE_TYPES]
     files = [file for file in candidates if file.is_file()]
     if len(files) > 1:
@@ -82,14 +82,26 @@ def column_names(file: Path) -> list[str]:
     """Names of the columns of a file that can be read."""
     if file.suffix == ".parquet":
         return list(pl.read_parquet_schema(file))
+    if file.suffix == ".arrow":
+        return _read_arrow(file, None).columns
     return pl.read_csv(file, n_rows=0, infer_schema=False).columns
 
 
 def _read(file: Path, columns: Sequence[str]) -> pl.DataFrame:
     if file.suffix == ".parquet":
         return pl.read_parquet(file, columns=list(columns))
+    if file.suffix == ".arrow":
+        return _read_arrow(file, columns)
     # All columns: given some, polars does not notice lines with too many cells.
     return pl.read_csv(file, infer_schema=False, null_values=["NaN", "nan"]).select(columns)
+
+
+def _read_arrow(file: Path, columns: Sequence[str] | None) -> pl.DataFrame:
+    """An Arrow file, or a stream of Arrow record batches, as `datasets` writes them."""
+    with file.open("rb") as content:
+        is_stream = content.read(6) != b"ARROW1"
+    read = pl.read_ipc_stream if is_stream else pl.read_ipc
+    return read(file, columns=None if columns is None else list(columns))
 
 
 def _suggestion(name: str, present: Sequence[str]) -> str:

@@ -47,6 +47,7 @@ class SyntheticClicks(ClickDataModule):
         num_test: test samples.
         global_batch_size: samples of one step over all ranks together.
         seed: seed of the log and of the order of the training samples.
+        num_workers: processes of each rank that make batches ahead; 0 where a core for them is not to spare.
 
     Raises:
         UserInputError: a number is out of range.
@@ -75,8 +76,9 @@ class SyntheticClicks(ClickDataModule):
         num_test: int = 50_000,
         global_batch_size: int = 1024,
         seed: int = 0,
+        num_workers: int = 0,
     ) -> None:
-        super().__init__(global_batch_size=global_batch_size, seed=seed)
+        super().__init__(global_batch_size=global_batch_size, seed=seed, num_workers=num_workers)
         sizes = num_embeddings if isinstance(num_embeddings, list) else [num_embeddings] * num_features
         minima = {
             "num_features": (num_features, 1),

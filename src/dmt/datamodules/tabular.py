@@ -37,6 +37,7 @@ class TabularClicks(ClickDataModule):
             the row of unseen values, which then stays as initialised.
         cache_dir: where encoded logs are kept. Default: dmt in $XDG_CACHE_HOME or ~/.cache.
         seed: seed of the order of the training samples.
+        num_workers: processes of each rank that make batches ahead; 0 where a core for them is not to spare.
 
     Raises:
         UserInputError: an option, a file or a value in one is wrong.
@@ -57,8 +58,9 @@ class TabularClicks(ClickDataModule):
         min_count: int = 2,
         cache_dir: Path | None = None,
         seed: int = 0,
+        num_workers: int = 0,
     ) -> None:
-        super().__init__(global_batch_size=global_batch_size, seed=seed)
+        super().__init__(global_batch_size=global_batch_size, seed=seed, num_workers=num_workers)
         if min_count < 1:
             raise UserInputError(f"min_count={min_count}: give at least 1")
         self.path = Path(path).expanduser()  # a YAML file has no shell to do it
