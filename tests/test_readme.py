@@ -52,6 +52,8 @@ def write_run(folder: Path) -> dict[str, str]:
         "RUN/config.yaml": str(folder / "config.yaml"),
         "CHECKPOINT": str(folder / "last.ckpt"),
         "ROWS": str(folder / "test.parquet"),
+        "PATH": str(folder),
+        "columns.yaml": str(folder / "columns.yaml"),
     }
 
 
@@ -78,9 +80,14 @@ def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytes
         (tmp_path / "train.csv").write_text("label\n0\n")
         (tmp_path / "valid.csv").write_text("label\n0\n")
         filled += ["--data.path", str(tmp_path)]
+    if "columns.yaml" in command and filled[0] == "fit":
+        main(["preprocess", "tabular", meant["PATH"], "--infer-schema", meant["columns.yaml"]])
     if filled[0] == "sweep":
         main([*filled, "--dry-run", "--output", str(tmp_path / "out")])
         assert "dmt fit" in capsys.readouterr().out
+    elif filled[:2] == ["preprocess", "tabular"]:
+        main(filled)
+        assert "review it" in capsys.readouterr().out
     elif filled[0] == "preprocess":
         main(filled)
         assert "20 rows (16 train, 2 valid, 2 test)" in capsys.readouterr().out

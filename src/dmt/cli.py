@@ -17,7 +17,7 @@ verbs:
   test       evaluate a checkpoint on the test split
   predict    click probabilities of the test split
   describe   towers, parameters, FLOPs and bytes of a configuration, without training
-  preprocess convert Criteo's click logs to the training format
+  preprocess convert Criteo's click logs to the training format, or guess the columns of a log of your own
   sweep      run a W&B sweep file on this machine, with no account or network
   report     compare finished runs side by side
 
@@ -55,6 +55,18 @@ def _leave_process_groups() -> None:
         distributed.destroy_process_group()
 
 
+def _run_preprocess(arguments: list[str]) -> None:
+    if arguments[1:2] == ["tabular"]:
+        from dmt.datamodules.tabular_command import run_tabular_command
+
+        run_tabular_command(arguments)
+    else:
+        # Without torch, which a conversion does not need.
+        from dmt.preprocess.command import run_preprocess_command
+
+        run_preprocess_command(arguments)
+
+
 def _verb(name: str) -> Callable[[list[str]], None]:
     if name in ("fit", "validate", "test", "predict"):
         from dmt.lightning_cli import run_trainer
@@ -65,9 +77,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
 
         return run_describe
     if name == "preprocess":
-        from dmt.preprocess.command import run_preprocess_command
-
-        return run_preprocess_command
+        return _run_preprocess
     if name == "sweep":
         from dmt.sweep.command import run_sweep_command
 

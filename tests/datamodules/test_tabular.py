@@ -189,9 +189,9 @@ def test_valid_and_test_files_may_be_absent(folder):
     (folder / "test.parquet").unlink()
     data = ready(folder)
     assert len(data.train_dataloader()) == 1
-    with pytest.raises(UserInputError, match=r"valid_file=valid: no valid.parquet or valid.csv in .*limit_val_b"):
+    with pytest.raises(UserInputError, match=r"valid_file=valid: no valid.parquet, valid.arrow or .* in .*limit_val_b"):
         data.val_dataloader()
-    with pytest.raises(UserInputError, match=r"test_file=test: no test.parquet or test.csv in .*; add the file"):
+    with pytest.raises(UserInputError, match=r"test_file=test: no test.parquet, test.arrow or .* in .*; add the file"):
         data.test_dataloader()
 
 
@@ -208,12 +208,12 @@ def test_files_may_have_other_names(folder):
         ({"path": "/nowhere"}, "path=/nowhere: no such folder; give the folder"),
         (
             {"train_file": "trian"},
-            "train_file=trian: no trian.parquet or trian.csv in .*test.parquet, train.parq",
+            "train_file=trian: no trian.parquet or trian.arrow or trian.csv in .*test.parquet, train.parq",
         ),
         ({"valid_file": "late.csv"}, "valid_file=late.csv: no late.csv in "),
         (
             {"train_file": "train.json"},
-            "train_file=train.json: the type .json is not supported; give .parquet or",
+            "train_file=train.json: the type .json is not supported; give .parquet, .arrow",
         ),
         ({"categorical": ["colour"]}, "train.parquet: no column 'colour'; did you mean 'color'?"),
         ({"label": "zzz"}, "no column 'zzz'; the columns are label, unused, color"),

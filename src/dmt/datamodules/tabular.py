@@ -1,4 +1,4 @@
-"""Users' own click logs: parquet or CSV files with one row per sample."""
+"""Users' own click logs: parquet, Arrow or CSV files with one row per sample, or a Hugging Face dataset."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from dmt.datamodules.arrays import ClickArrays
 from dmt.datamodules.columns import ColumnNames
+from dmt.datamodules.hub import is_hub_or_saved, write_splits
 from dmt.datamodules.loader import ClickDataset
 from dmt.datamodules.module import ClickDataModule
 from dmt.datamodules.prepare import default_cache_dir, encoder_of, encoder_state, load_meta, prepare
@@ -14,9 +15,9 @@ from dmt.errors import UserInputError
 
 
 class TabularClicks(ClickDataModule):
-    """A click log of your own: a folder with train, valid and test files, parquet or CSV with a header line.
+    """A click log of your own: a folder with train, valid and test files, parquet, Arrow or CSV with a header line.
 
-    Categorical columns may be text, integers, floats or booleans, or in parquet files lists of them, which become
+    Categorical columns may be text, integers, floats or booleans, or but in CSV files lists of them, which become
     multi-hot features; whole floats and integers are the same category. Id 0 stands for missing values (null, NaN,
     empty text, a missing list), id 1 for values that training holds fewer than ``min_count`` times, and the others
     follow by frequency. Numeric columns are scaled by what training holds: the logarithm if a few values are very
@@ -24,13 +25,14 @@ class TabularClicks(ClickDataModule):
     ``NAME:missing``, that is 1 there. The encoded log is kept in ``cache_dir``.
 
     Args:
-        path: folder of the files.
+        path: folder of the files; or a Hugging Face dataset with splits: ``hf://datasets/OWNER/NAME``, or a folder that
+            its ``save_to_disk`` has written.
         categorical: the categorical columns, one embedding table each.
         numeric: the numeric columns.
         weights: for categorical columns of lists, the column with a list of weights as long.
         label: the column of labels, 0 or 1.
         global_batch_size: samples of one step over all ranks together.
-        train_file: file of the training samples; without an ending, .parquet and .csv are tried.
+        train_file: file of the training samples; without an ending, .parquet, .arrow and .csv are tried.
         valid_file: file of the validation samples, needed to fit with validation.
         test_file: file of the test samples, needed to test and predict.
         min_count: occurrences in training that give a value a row of its own. With 1, no training sample has
@@ -46,7 +48,7 @@ class TabularClicks(ClickDataModule):
     def __init__(
         self,
         *,
-        path: Path,
+        path: str | Path,
         categorical: Sequence[str],
         numeric: Sequence[str] = (),
         weights: dict[str, str] | None = None,
@@ -63,12 +65,14 @@ class TabularClicks(ClickDataModule):
         super().__init__(global_batch_size=global_batch_size, seed=seed, num_workers=num_workers)
         if min_count < 1:
             raise UserInputError(f"min_count={min_count}: give at least 1")
+        self.min_count = min_count
+        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        if is_hub_or_saved(path):
+            path = write_splits(path, cache_dir=self.cache_dir)
         self.path = Path(path).expanduser()  # a YAML file has no shell to do it
         self.columns = ColumnNames(categorical=categorical, numeric=numeric, label=label, weights=weights or {})
         # Looked for here rather than in prepare_data(), which one rank runs alone while the others wait.
         self.files = find_files(self.path, names={"train": train_file, "valid": valid_file, "test": test_file})
-        self.min_count = min_count
-        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
 
     def has_split(self, name: str) -> bool:
         return name in self.files
@@ -120,7 +124,7 @@ class TabularClicks(ClickDataModule):
     def _split(self, name: str) -> ClickDataset:
         if self._splits and name not in self._splits:
             raise UserInputError(
-                f"{name}_file={name}: no {name}.parquet or {name}.csv in {self.path}; add the file, or "
+                f"{name}_file={name}: no {name}.parquet, {name}.arrow or {name}.csv in {self.path}; add the file, or "
                 f"{'fit with limit_val_batches=0' if name == 'valid' else 'neither test nor predict'}"
             )
         return super()._split(name)

@@ -71,7 +71,7 @@ def run_preprocess_command(arguments: list[str]) -> None:
         if found in ("-h", "--help"):
             parser.print_help()
             return
-        raise UserInputError(f"dmt preprocess {found}: give criteo; see dmt preprocess criteo --help")
+        raise UserInputError(f"dmt preprocess {found}: give criteo or tabular; see dmt preprocess criteo --help")
     options = parser.parse_args(arguments[2:])
     if options.workers is not None and options.workers < 1:
         raise UserInputError(f"--workers {options.workers}: give at least 1")

@@ -1,0 +1,74 @@
+"""Hugging Face datasets as the files of a click log."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from dmt.errors import UserInputError
+from dmt.preprocess.dataset_text import HUB
+
+_SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
+
+
+def is_hub_or_saved(path: str | Path) -> bool:
+    """Whether it is a dataset of the hub, ``hf://datasets/OWNER/NAME``, or one that ``save_to_disk`` has written."""
+    return str(path).startswith(HUB) or (Path(path) / "dataset_dict.json").is_file()
+
+
+def write_splits(path: str | Path, *, cache_dir: Path) -> Path:
+    """Write the splits of a dataset as train, valid and test.parquet, unless that was done before.
+
+    The folder appears complete or not at all, so several processes may write it at once.
+
+    Returns:
+        their folder, in ``cache_dir``.
+
+    Raises:
+        UserInputError: the dataset cannot be loaded, or has no such splits.
+    """
+    splits = _load(str(path))
+    named = {_SPLITS[name]: dataset for name, dataset in splits.items() if name in _SPLITS}
+    if "train" not in named:
+        raise UserInputError(f"path={path}: its splits are {', '.join(splits)}; give a dataset with a train split")
+    # The names of a dataset's files in the library's cache have its revision in them; a saved one's have a size.
+    files = {
+        split: [(file["filename"], os.path.getsize(file["filename"])) for file in dataset.cache_files]
+        for split, dataset in named.items()
+    }
+    fingerprint = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_dir / f"{str(path).rstrip('/').rpartition('/')[2]}-{fingerprint}" / "log"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(mkdtemp(dir=folder.parent, prefix=".writing-"))
+        for split, dataset in named.items():
+            dataset.to_parquet(unfinished / f"{split}.parquet")
+        try:
+            unfinished.rename(folder)
+        except OSError:  # another process was first
+            shutil.rmtree(unfinished)
+            if not folder.is_dir():
+                raise
+    except OSError as error:
+        raise UserInputError(f"cache_dir={cache_dir}: {error}; give a writable folder with enough space") from None
+    rank_zero_info(f"Wrote {', '.join(named)} of {path} as parquet files: {folder}")
+    return folder
+
+
+def _load(name: str) -> Any:
+    # Here, because it takes a second.
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(name.removeprefix(HUB)) if name.startswith(HUB) else datasets.load_from_disk(name)
+    except Exception as error:  # whatever the library raises, it is this dataset that does not load
+        told = (str(error) or "no reason given").splitlines()[0]
+        raise UserInputError(f"path={name}: {type(error).__name__}: {told}; check the name, or the network") from None

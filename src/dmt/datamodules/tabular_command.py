@@ -1,0 +1,55 @@
+"""``dmt preprocess tabular``: what a log's columns may be, or its encoding ahead of training."""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from dmt.datamodules.inference import infer_config
+from dmt.datamodules.tabular import TabularClicks
+from dmt.errors import OneLineParser, UserInputError
+
+_DESCRIPTION = """\
+For click logs of your own, parquet, Arrow or CSV. With --infer-schema it looks at the training file in the folder PATH
+and writes what its columns may be, as a data configuration to review:
+
+  dmt preprocess tabular PATH --infer-schema columns.yaml
+  dmt fit --config CONFIG --data columns.yaml
+
+Without, PATH is such a configuration, and its log is encoded into the cache, as the first training would.
+"""
+
+
+def run_tabular_command(arguments: list[str]) -> None:
+    """``dmt preprocess tabular PATH [--infer-schema FILE]``."""
+    parser = OneLineParser(
+        prog="dmt preprocess tabular", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder of the log, or a data configuration")
+    parser.add_argument("--infer-schema", type=Path, metavar="FILE", help="YAML file to write")
+    parser.add_argument("--label", metavar="COLUMN", help="column of labels (default: label, click, target or alike)")
+    options = parser.parse_args(arguments[2:])
+    if options.infer_schema is None:
+        folder = _load(options.path).prepared_folder()
+        print(f"{options.path}: its log is encoded in {folder}")
+        return
+    if options.infer_schema.exists():
+        raise UserInputError(f"--infer-schema {options.infer_schema}: it exists; give another name, or remove it")
+    text = infer_config(options.path, label=options.label)
+    try:
+        options.infer_schema.write_text(text)
+    except OSError as error:
+        raise UserInputError(f"--infer-schema {options.infer_schema}: {error}; give a file to write") from None
+    print(text, end="")
+    print(f"wrote {options.infer_schema}: review it")
+
+
+def _load(file: Path) -> TabularClicks:
+    wanted = "a data configuration, as --infer-schema writes it"
+    if not file.is_file():
+        raise UserInputError(f"{file}: no such file; give {wanted}, or a folder with --infer-schema FILE")
+    try:
+        content = yaml.safe_load(file.read_text())
+        return TabularClicks(**content["init_args"])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserInputError(f"{file}: {str(error).splitlines()[0]}; give {wanted}") from None
