@@ -54,8 +54,8 @@ class PassThrough(TowerModule):
 def orthogonal_linear(in_features: int, out_features: int, *, bias: bool = True) -> nn.Linear:
     """A linear layer that at first keeps the lengths and angles of what it reads, as far as its width goes.
 
-    A model with such towers starts much as the flat one does. By torch's default the products of two outputs would be a
-    third of those of two embeddings: on flights this costs a DLRM with 4 towers 0.001 to 0.002 of AUC.
+    A model with such towers starts much as the flat one does, where by torch's default the products of two outputs
+    would be a third of those of two embeddings.
     """
     layer = nn.Linear(in_features, out_features, bias=bias)
     nn.init.orthogonal_(layer.weight)
