@@ -91,6 +91,7 @@ def test_fit_leaves_a_complete_run_folder(finished: Path) -> None:
         "backward_precision": "fp32",
     }
     assert 0 < told["metrics"]["test/auroc"] < 1
+    assert 0.7 < told["metrics"]["test/best_auroc"] < 1
     assert (finished / "config.yaml").is_file()
     checkpoint = Path(told["checkpoint"])
     assert len(list(checkpoint.glob("*.distcp"))) == 4  # a file of every rank

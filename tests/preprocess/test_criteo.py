@@ -1,5 +1,6 @@
 """Whole conversions of Criteo's logs: values, splits, restarts, bad lines and bad files."""
 
+import errno
 import gzip
 import json
 import os
@@ -342,6 +343,30 @@ def test_wrong_input_is_named(
         main(["preprocess", "criteo", *names, *options, *output, *workers])
     assert told in capsys.readouterr().err
     assert not Path("out/manifest.json").exists()
+
+
+def test_a_full_disk_leaves_whole_parts_from_which_it_goes_on(
+    days: tuple[Path, list[Lines]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saved = np.save, []
+
+    def save_until_full(file: Path, array: np.ndarray) -> None:
+        saved.append(file)
+        if len(saved) == 4:
+            file.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(file, array)
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", save_until_full)
+        with pytest.raises(ValueError, match=r"--output .*out: .*No space left.*; free some space; the same command"):
+            convert([days[0]], output)
+    parts = sorted(path.name for path in (output / "parts").iterdir() if not path.name.startswith("."))
+    assert parts == ["000-00000", "000-00001", "000-00002"] and not (output / "manifest.json").exists()
+    convert([days[0]], output)
+    convert([days[0]], tmp_path / "at_once")
+    assert contents(output) == contents(tmp_path / "at_once")
 
 
 def test_another_conversion_is_not_mixed_in(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
