@@ -1,0 +1,209 @@
+"""Groups of points of bounded sizes: constrained K-Means (Bradley et al. 2000; paper section 3.3).
+
+Shape legend: F points, d dimensions, T groups.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import Bounds as OptimizeBounds
+from scipy.optimize import LinearConstraint, linear_sum_assignment, milp
+from threadpoolctl import threadpool_limits
+
+from dmt.errors import UserInputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What each of T groups may hold.
+
+    Args:
+        smallest: points at least.
+        largest: points at most.
+        costs: (F,), what each point costs, or ``None``.
+        max_cost: what the points of a group may cost together.
+        pinned: the group of single points.
+        apart: pairs of points that may not share a group.
+    """
+
+    smallest: int
+    largest: int
+    costs: np.ndarray | None = None
+    max_cost: float = np.inf
+    pinned: Mapping[int, int] = field(default_factory=dict)
+    apart: Sequence[tuple[int, int]] = ()
+
+
+def size_ranges(num_points: int, num_groups: int, ratio: float) -> list[tuple[int, int]]:
+    """Smallest and largest sizes of groups of which the largest has at most ``ratio`` times the smallest's points.
+
+    Every division of the points at that ratio is within one of the ranges. With ratio 1, sizes differ by one where
+    they must.
+
+    Raises:
+        UserInputError: the ratio is below 1, or there are more groups than points.
+
+    Example:
+        >>> size_ranges(26, 8, 1.0), size_ranges(10, 2, 2.0)
+        ([(3, 4)], [(3, 6)])
+    """
+    if ratio < 1:
+        raise UserInputError(f"ratio={ratio}: give a number of at least 1")
+    if not 1 <= num_groups <= num_points:
+        raise UserInputError(
+            f"towers={num_groups}: {num_points} features fill between 1 and {num_points} towers; choose a number in "
+            "that range"
+        )
+    even, left_over = divmod(num_points, num_groups)
+    ranges = []
+    for smallest in range(1, even + 1):
+        largest = min(int(ratio * smallest + 1e-9), num_points - smallest * (num_groups - 1))
+        if largest * num_groups >= num_points:
+            ranges.append((smallest, largest))
+    widest = [
+        one for one in ranges if not any(other != one and other[0] <= one[0] <= one[1] <= other[1] for other in ranges)
+    ]
+    return widest or [(even, even + (left_over > 0))]
+
+
+def cluster(
+    points: np.ndarray, *, num_groups: int, bounds: Bounds, num_starts: int = 8, seed: int = 0, max_rounds: int = 100
+) -> tuple[np.ndarray, float]:
+    """Group points around means, within bounds.
+
+    Each round assigns the points at the least sum of squared distances that the bounds allow, and moves the means;
+    from several random starts, of which the best is kept. The same seed gives the same groups on any number of threads.
+
+    Args:
+        points: (F, d).
+        num_groups: T.
+        bounds: of the groups.
+        num_starts: random starts.
+        seed: of the starts.
+        max_rounds: of one start.
+
+    Returns:
+        group of each point, int64 (F,), and the sum of squared distances to the means.
+
+    Raises:
+        UserInputError: no assignment is within the bounds.
+    """
+    best: tuple[np.ndarray, float] | None = None
+    with threadpool_limits(1):
+        for start in range(num_starts):
+            rng = np.random.default_rng((seed, start))
+            pinned = np.array([bounds.pinned.get(point, -1) for point in range(len(points))])
+            means = _means(points, pinned, otherwise=_spread_means(points, num_groups, rng))
+            found = _improve(points, means, bounds=bounds, max_rounds=max_rounds)
+            if best is None or found[1] < best[1] * (1 - 1e-9):
+                best = found
+    assert best is not None, "there is at least one start"
+    return best
+
+
+def _improve(points: np.ndarray, means: np.ndarray, *, bounds: Bounds, max_rounds: int) -> tuple[np.ndarray, float]:
+    groups = np.full(len(points), -1)
+    for _ in range(max_rounds):
+        squares = ((points[:, None] - means) ** 2).sum(axis=2)  # (F, T)
+        found = assign(squares, bounds)
+        if np.array_equal(found, groups):
+            break
+        groups = found
+        means = np.stack(
+            [points[groups == t].mean(axis=0) if (groups == t).any() else means[t] for t in range(len(means))]
+        )
+    return groups, float(((points - means[groups]) ** 2).sum())
+
+
+def _means(points: np.ndarray, groups: np.ndarray, *, otherwise: np.ndarray) -> np.ndarray:
+    """Means (T, d) of the groups' points, or others (T, d) for empty groups."""
+    means = otherwise.copy()
+    for group in np.unique(groups[groups >= 0]):
+        means[group] = points[groups == group].mean(axis=0)
+    return means
+
+
+def _spread_means(points: np.ndarray, num_groups: int, rng: np.random.Generator) -> np.ndarray:
+    """Points that lie far from each other (k-means++, Arthur and Vassilvitskii 2007)."""
+    chosen = [int(rng.integers(len(points)))]
+    for _ in range(num_groups - 1):
+        squares = ((points[:, None] - points[chosen]) ** 2).sum(axis=2).min(axis=1)
+        squares[chosen] = 0
+        left = np.setdiff1d(np.arange(len(points)), chosen)
+        total = squares.sum()
+        chosen.append(int(rng.choice(len(points), p=squares / total) if total > 0 else rng.choice(left)))
+    return np.asarray(points[chosen])
+
+
+def assign(costs: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """The group of each point, int64 (F,), that makes the sum of ``costs`` (F, T) least within the bounds.
+
+    Raises:
+        UserInputError: no assignment is within the bounds.
+    """
+    costs = costs.copy()
+    for point, group in bounds.pinned.items():
+        is_other = np.arange(costs.shape[1]) != group
+        costs[point, is_other] = np.inf
+    if bounds.costs is None and not bounds.apart:
+        return _assign_by_size(costs, bounds)
+    return _assign_by_program(costs, bounds)
+
+
+def _assign_by_size(costs: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """As an assignment of points to the places of groups: exact and fast."""
+    num_points, num_groups = costs.shape
+    places = np.repeat(np.arange(num_groups), bounds.largest)  # the group of each place
+    is_optional = np.tile(np.arange(bounds.largest) >= bounds.smallest, num_groups)
+    num_empty = len(places) - num_points
+    if num_empty < 0:
+        raise _refusal(costs, bounds)
+    # Places that stay empty are filled with points that cost nothing there, and may not go where a real one must.
+    empty = np.broadcast_to(np.where(is_optional, 0.0, np.inf), (num_empty, len(places)))
+    try:
+        _, chosen = linear_sum_assignment(np.concatenate([costs[:, places], empty]))
+    except ValueError:  # there is none without an infinite cost
+        raise _refusal(costs, bounds) from None
+    return np.asarray(places[chosen[:num_points]])
+
+
+def _assign_by_program(costs: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """As a mixed-integer program, where more than sizes is bounded."""
+    num_points, num_groups = costs.shape
+    each, every = sparse.identity(num_groups), np.ones((1, num_points))
+    constraints = [
+        LinearConstraint(sparse.kron(sparse.identity(num_points), np.ones((1, num_groups))), 1, 1),
+        LinearConstraint(sparse.kron(every, each), bounds.smallest, bounds.largest),
+    ]
+    if bounds.costs is not None:
+        constraints.append(LinearConstraint(sparse.kron(bounds.costs[None], each), -np.inf, bounds.max_cost))
+    if bounds.apart:
+        together = np.zeros((len(bounds.apart), num_points))
+        for row, pair in enumerate(bounds.apart):
+            together[row, list(pair)] = 1
+        constraints.append(LinearConstraint(sparse.kron(together, each), -np.inf, 1))
+    allowed = np.isfinite(costs)
+    result = milp(
+        np.where(allowed, costs, 0).ravel(),
+        integrality=np.ones(costs.size),
+        bounds=OptimizeBounds(0, allowed.ravel().astype(float)),
+        constraints=constraints,
+    )
+    if result.x is None:
+        raise _refusal(costs, bounds)
+    return np.asarray(result.x.reshape(costs.shape).argmax(axis=1))
+
+
+def _refusal(costs: np.ndarray, bounds: Bounds) -> UserInputError:
+    wanted = [f"{bounds.smallest} to {bounds.largest} features"]
+    if bounds.costs is not None:
+        wanted.append(f"a cost of at most {bounds.max_cost:.6g}")
+    if bounds.pinned:
+        wanted.append("the pinned features")
+    if bounds.apart:
+        wanted.append("the pairs kept apart")
+    return UserInputError(
+        f"{costs.shape[0]} features cannot be put into {costs.shape[1]} towers with {', '.join(wanted)}; allow more"
+    )
