@@ -90,7 +90,7 @@ def test_a_file_of_another_shape_is_told_the_right_one(tmp_path: Path, text: str
 
 def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
     message = error_of(write(tmp_path, "towers: [[a]]\nmethods: strided\n"))
-    assert "unknown key 'methods'; the keys are towers and method" in message
+    assert "unknown key 'methods'; the keys are towers, method and record" in message
 
 
 def test_unknown_keys_of_several_types_are_named(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ so the plan itself lives here, below all three.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -58,6 +59,7 @@ class TowerPlan:
         towers: feature names of each tower. The order of towers is the order of their outputs; the order
             inside a tower is the order in which its tower module sees the features.
         method: how the plan was made: ``"manual"``, ``"strided"``, ``"flat"``, ...
+        record: what else there is to know of that, such as a seed; nothing depends on it.
 
     Raises:
         UserInputError: there is no tower, a tower is empty, or a feature or a column of it is listed twice.
@@ -69,6 +71,7 @@ class TowerPlan:
 
     towers: Sequence[Sequence[str]]
     method: str = "manual"
+    record: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if any(isinstance(tower, str) for tower in self.towers):
@@ -165,7 +168,9 @@ class TowerPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as YAML."""
-        data = {"method": self.method, "towers": [list(tower) for tower in self.towers]}
+        data: dict[str, Any] = {"method": self.method, "towers": [list(tower) for tower in self.towers]}
+        if self.record:
+            data["record"] = dict(self.record)
         Path(path).write_text(yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100))
 
     @classmethod
@@ -191,10 +196,12 @@ class TowerPlan:
                 f"tower plan {path}: needs a key 'towers' with a list of lists of column names, "
                 "for example towers: [[C1, C3], [C2, C4]]"
             )
-        unknown = sorted(str(key) for key in set(data) - {"towers", "method"})
+        unknown = sorted(str(key) for key in set(data) - {"towers", "method", "record"})
         if unknown:
-            raise UserInputError(f"tower plan {path}: unknown key {unknown[0]!r}; the keys are towers and method")
+            raise UserInputError(
+                f"tower plan {path}: unknown key {unknown[0]!r}; the keys are towers, method and record"
+            )
         try:
-            return cls(towers=towers, method=str(data.get("method", "manual")))
+            return cls(towers=towers, method=str(data.get("method", "manual")), record=data.get("record") or {})
         except UserInputError as error:
             raise UserInputError(f"{path}: {error}") from error

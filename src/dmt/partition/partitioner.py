@@ -120,8 +120,18 @@ class TowerPartitioner:
         if not self.pinned:
             # In an order of their own, so that equal divisions are equal plans.
             towers.sort(key=lambda tower: names.index(tower[0]))
-        self.plan_ = TowerPlan(towers=towers, method=self.method)
+        self.plan_ = TowerPlan(towers=towers, method=self.method, record=self._record(affinity, towers))
         return self
+
+    def _record(self, affinity: Affinity, towers: Sequence[Sequence[str]]) -> dict[str, object]:
+        """How the towers were found, and how even they are."""
+        record: dict[str, object] = {"seed": self.seed}
+        if self.method in LEARNED:
+            record |= {"affinity": f"{affinity.kind}, {affinity.num_samples} samples, checksum {affinity.checksum}"}
+        record["features"] = [len(tower) for tower in towers]
+        if self.costs:
+            record["costs"] = [round(sum(self.costs.get(name, 0.0) for name in tower), 6) for tower in towers]
+        return record
 
     def _check_names(self, names: Sequence[str]) -> None:
         asked = {

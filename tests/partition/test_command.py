@@ -1,0 +1,88 @@
+"""``dmt partition``."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dmt.cli import main
+from dmt.partition import Affinity
+from dmt.plan import TowerPlan
+
+BASE = ["--affinity", "affinity.npz", "--towers", "2"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    matrix = np.full((6, 6), 0.1) + np.kron(np.eye(2), np.full((3, 3), 0.8))
+    Affinity(features=list("abcdef"), matrix=matrix, kind="cosine", num_samples=500).save("affinity.npz")
+    return tmp_path
+
+
+def test_a_plan_is_written_and_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "costs.yaml").write_text("{a: 1, b: 2, c: 3, d: 4, e: 5, f: 6}")
+    words = ["--affinity", "affinity.npz", "--towers", "2", "--output", "towers.yaml", "--costs", "costs.yaml"]
+    main(["partition", *words])
+    told = capsys.readouterr().out
+    assert "6 features into 2 towers" in told
+    assert "mean affinity of two features of a tower 0.900, of any two 0.420" in told
+    plan = TowerPlan.load("towers.yaml")
+    assert plan.towers == (("a", "b", "c"), ("d", "e", "f")) and plan.method == "coherent"
+    record = yaml.safe_load((folder / "towers.yaml").read_text())["record"]
+    checksum = Affinity.load("affinity.npz").checksum
+    assert record == {
+        "seed": 0, "affinity": f"cosine, 500 samples, checksum {checksum}", "features": [3, 3], "costs": [6.0, 15.0]
+    }  # fmt: skip
+
+
+def test_options_reach_the_partitioner(folder: Path) -> None:
+    (folder / "groups.yaml").write_text("[[a, d]]")
+    main(["partition", "--affinity", "affinity.npz", "--towers", "3", "--groups", "groups.yaml", "--output", "g.yaml"])
+    assert ("a", "d") in TowerPlan.load("g.yaml").towers
+    main(
+        [
+            "partition",
+            "--affinity",
+            "affinity.npz",
+            "--towers",
+            "2",
+            "--pin",
+            "a=1",
+            "--apart",
+            "a,b",
+            "--output",
+            "p.yaml",
+        ]
+    )
+    towers = TowerPlan.load("p.yaml").towers
+    assert "a" in towers[1] and "b" in towers[0]
+    main(["partition", *BASE, "--method", "strided", "--output", "s.yaml"])
+    assert TowerPlan.load("s.yaml").towers == (("a", "c", "e"), ("b", "d", "f"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--affinity none.npz", "affinity none.npz: no such file"),
+        ("--towers 7", "towers=7: 6 features fill between 1 and 6 towers"),
+        ("--output old.yaml", "--output old.yaml: it exists; give another name"),
+        ("--output none/new.yaml", "--output none/new.yaml: .* give a file to write"),
+        ("--costs none.yaml", "--costs none.yaml: .* give a YAML file"),
+        ("--costs old.yaml", "--costs old.yaml: give numbers of at least 0 by name"),
+        ("--groups old.yaml", "--groups old.yaml: give a list of lists of features"),
+        ("--pin a", "--pin a: write NAME=TOWER"),
+        ("--apart a", "--apart a: write two names"),
+        ("--method best", "--method: invalid choice: 'best'"),
+    ],
+)
+def test_wrong_input_is_named(folder: Path, words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "old.yaml").write_text("towers")
+    given = dict(zip(words.split()[::2], words.split()[1::2], strict=True))
+    options = {"--affinity": "affinity.npz", "--towers": "2", "--output": "new.yaml"} | given
+    with pytest.raises(SystemExit, match="2"):
+        main(["partition", *(word for option in options.items() for word in option)])
+    assert re.search(told, capsys.readouterr().err)
+    assert (folder / "old.yaml").read_text() == "towers" and not (folder / "new.yaml").exists()
