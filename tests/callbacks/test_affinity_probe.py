@@ -1,0 +1,111 @@
+"""The affinity that a fit leaves behind, against cosines taken by hand, and under other strategies."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+
+from dmt.callbacks import AffinityProbe
+from dmt.datamodules import SyntheticClicks
+from dmt.errors import UserInputError
+from dmt.modules import DLRM, ClickModel, DLRMTower
+from dmt.partition import Affinity
+
+ROOT = Path(__file__).parents[2]
+
+
+def fit(folder: Path, *, probe: AffinityProbe, **options: Any) -> tuple[ClickModel, SyntheticClicks]:
+    data = SyntheticClicks(
+        num_features=5,
+        num_groups=2,
+        num_multi_hot=2,
+        mean_length=1.0,
+        num_embeddings=20,
+        num_train=640,
+        num_valid=100,
+        num_test=10,
+        global_batch_size=32,
+    )
+    model = ClickModel(embedding_dim=8, top=partial(DLRM, bottom_layers=[8], over_layers=[8]), **options)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        callbacks=[probe],
+    )
+    trainer.fit(model, datamodule=data)
+    return model, data
+
+
+@pytest.mark.parametrize("num_towers", [1, 2])
+def test_it_is_the_mean_over_samples_of_the_cosines(tmp_path: Path, num_towers: int) -> None:
+    model, data = fit(tmp_path, probe=AffinityProbe(num_batches=2), num_towers=num_towers)
+    affinity = Affinity.load(tmp_path / "affinity.npz")
+    assert (affinity.features, affinity.kind) == (data.schema.feature_names, "cosine")
+    assert affinity.num_samples == 64
+    weights = {name: t.numpy() for name, t in model.state_dict().items() if "embeddings" in name}
+    tables = {f: next(w for n, w in weights.items() if f in n and w.ndim == 2) for f in affinity.features}
+    sparse = data._split("valid").batch(np.arange(64)).sparse_features
+    pooled = {f: [tables[f][bag.numpy()].sum(axis=0) for bag in sparse[f].to_dense()] for f in affinity.features}
+    for i, one in enumerate(affinity.features):
+        for j, other in enumerate(affinity.features):
+            cosines = [
+                abs(a @ b) / (np.linalg.norm(a) * np.linalg.norm(b))
+                for a, b in zip(pooled[one], pooled[other], strict=True)
+                if a.any() and b.any()
+            ]
+            assert (len(cosines) < 64) == bool({one, other} & {"c3", "c4"})
+            # A mean of float32 numbers of up to 1.
+            assert affinity.matrix[i, j] == pytest.approx(np.mean(cosines), abs=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["sptt", "torchrec"])
+def test_any_strategy_measures_the_same(tmp_path: Path, strategy: str) -> None:
+    found = {}
+    for name, options in {"single": ["auto", "1"], "ranks": [strategy, "2"]}.items():
+        words = [
+            "--config=configs/quickstart.yaml",
+            "--model.tower=PassThrough",
+            "--data.num_train=2000",
+            "--data.num_valid=700",
+            "--data.num_test=100",
+            "--trainer.max_epochs=1",
+            "--trainer.accelerator=cpu",
+            "--trainer.callbacks+=dmt.callbacks.AffinityProbe",
+            f"--trainer.strategy={options[0]}",
+            f"--trainer.devices={options[1]}",
+            "--ranks_per_host=1",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "dmt.cli", "fit", *words],
+            cwd=ROOT,
+            env=os.environ | {"DMT_SAVE_DIR": str(tmp_path / name), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        [file] = (tmp_path / name).rglob("affinity.npz")
+        found[name] = Affinity.load(file)
+    assert found["ranks"].num_samples == found["single"].num_samples == 700
+    assert found["ranks"].features == found["single"].features
+    # Two steps of training in float32, whose sums are in another order.
+    np.testing.assert_allclose(found["ranks"].matrix, found["single"].matrix, rtol=1e-3, atol=1e-5)
+
+
+def test_models_with_towers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserInputError, match="AffinityProbe: the model has tower modules"):
+        fit(tmp_path, probe=AffinityProbe(), tower=partial(DLRMTower, c=1, p=0, out_dim=8))
+    with pytest.raises(UserInputError, match="AffinityProbe num_batches=0: give at least 1"):
+        AffinityProbe(num_batches=0)
