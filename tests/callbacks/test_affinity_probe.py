@@ -47,11 +47,11 @@ def fit(folder: Path, *, probe: AffinityProbe, **options: Any) -> tuple[ClickMod
     return model, data
 
 
-@pytest.mark.parametrize("num_towers", [1, 2])
-def test_it_is_the_mean_over_samples_of_the_cosines(tmp_path: Path, num_towers: int) -> None:
-    model, data = fit(tmp_path, probe=AffinityProbe(num_batches=2), num_towers=num_towers)
+@pytest.mark.parametrize(("num_towers", "kind"), [(1, "cosine"), (2, "cosine"), (1, "signed_cosine")])
+def test_it_is_the_mean_over_samples_of_the_cosines(tmp_path: Path, num_towers: int, kind: Any) -> None:
+    model, data = fit(tmp_path, probe=AffinityProbe(num_batches=2, kind=kind), num_towers=num_towers)
     affinity = Affinity.load(tmp_path / "affinity.npz")
-    assert (affinity.features, affinity.kind) == (data.schema.feature_names, "cosine")
+    assert (affinity.features, affinity.kind) == (data.schema.feature_names, kind)
     assert affinity.num_samples == 64
     weights = {name: t.numpy() for name, t in model.state_dict().items() if "embeddings" in name}
     tables = {f: next(w for n, w in weights.items() if f in n and w.ndim == 2) for f in affinity.features}
@@ -60,7 +60,7 @@ def test_it_is_the_mean_over_samples_of_the_cosines(tmp_path: Path, num_towers: 
     for i, one in enumerate(affinity.features):
         for j, other in enumerate(affinity.features):
             cosines = [
-                abs(a @ b) / (np.linalg.norm(a) * np.linalg.norm(b))
+                (a @ b if kind == "signed_cosine" else abs(a @ b)) / (np.linalg.norm(a) * np.linalg.norm(b))
                 for a, b in zip(pooled[one], pooled[other], strict=True)
                 if a.any() and b.any()
             ]
@@ -71,7 +71,7 @@ def test_it_is_the_mean_over_samples_of_the_cosines(tmp_path: Path, num_towers: 
 
 @pytest.mark.parametrize("strategy", ["sptt", "torchrec"])
 def test_any_strategy_measures_the_same(tmp_path: Path, strategy: str) -> None:
-    found = {}
+    found, interactions = {}, {}
     for name, options in {"single": ["auto", "1"], "ranks": [strategy, "2"]}.items():
         words = [
             "--config=configs/quickstart.yaml",
@@ -82,6 +82,7 @@ def test_any_strategy_measures_the_same(tmp_path: Path, strategy: str) -> None:
             "--trainer.max_epochs=1",
             "--trainer.accelerator=cpu",
             "--trainer.callbacks+=dmt.callbacks.AffinityProbe",
+            "--trainer.callbacks+=dmt.callbacks.InteractionProbe",
             f"--trainer.strategy={options[0]}",
             f"--trainer.devices={options[1]}",
             "--ranks_per_host=1",
@@ -98,14 +99,22 @@ def test_any_strategy_measures_the_same(tmp_path: Path, strategy: str) -> None:
         assert done.returncode == 0, done.stderr[-2000:]
         [file] = (tmp_path / name).rglob("affinity.npz")
         found[name] = Affinity.load(file)
+        [file] = (tmp_path / name).rglob("interaction.npz")
+        interactions[name] = Affinity.load(file)
     assert found["ranks"].num_samples == found["single"].num_samples == 700
     assert found["ranks"].features == found["single"].features
     # Two steps of training in float32, whose sums are in another order.
     np.testing.assert_allclose(found["ranks"].matrix, found["single"].matrix, rtol=1e-3, atol=1e-5)
+    # Each rank takes other values from its own samples, so interactions are alike, not equal.
+    assert interactions["ranks"].num_samples == 700
+    pairs = np.triu_indices(16, 1)
+    assert np.corrcoef(interactions["ranks"].matrix[pairs], interactions["single"].matrix[pairs])[0, 1] > 0.8
 
 
 def test_models_with_towers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="AffinityProbe: the model has tower modules"):
         fit(tmp_path, probe=AffinityProbe(), tower=partial(DLRMTower, c=1, p=0, out_dim=8))
-    with pytest.raises(UserInputError, match="AffinityProbe num_batches=0: give at least 1"):
+    with pytest.raises(UserInputError, match="AffinityProbe num_batches=0: give"):
         AffinityProbe(num_batches=0)
+    with pytest.raises(UserInputError, match="AffinityProbe kind=dot: give cosine or signed_cosine"):
+        AffinityProbe(kind="dot")

@@ -1,9 +1,10 @@
 """Lightning callbacks: meters and what runs leave behind."""
 
 from dmt.callbacks.affinity_probe import AffinityProbe
+from dmt.callbacks.interaction_probe import InteractionProbe
 from dmt.callbacks.predictions import PredictionFile
 from dmt.callbacks.throughput import Throughput
 from dmt.callbacks.weight_average import WeightAverage
 from dmt.callbacks.wire_traffic import WireTraffic
 
-__all__ = ["AffinityProbe", "PredictionFile", "Throughput", "WeightAverage", "WireTraffic"]
+__all__ = ["AffinityProbe", "InteractionProbe", "PredictionFile", "Throughput", "WeightAverage", "WireTraffic"]

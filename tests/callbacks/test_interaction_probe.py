@@ -1,0 +1,100 @@
+"""Interactions of models whose interactions are known."""
+
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dmt.callbacks import InteractionProbe
+from dmt.datamodules import SyntheticClicks
+from dmt.errors import UserInputError
+from dmt.modules import ClickModel, EmbeddingOptimizer, TopArch
+from dmt.modules.stage import Stage
+from dmt.partition import Affinity, TowerPartitioner
+
+
+class Known(TopArch):
+    """Sums of embeddings of each feature, and two products of features: of the first two, and of the last two."""
+
+    def __init__(self, stage: Stage, num_dense: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        vectors = self.stage(sparse_features)  # (B, 5, N)
+        first, last = (vectors[:, 0] * vectors[:, 1]).sum(1), (vectors[:, 3] * vectors[:, 4]).sum(1)
+        return self.scale * (vectors.sum(dim=(1, 2)) + 2 * first + last)
+
+
+def fit(folder: Path, data: SyntheticClicks, model: ClickModel, **options: int) -> Affinity:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        callbacks=[InteractionProbe(**options)],
+    )
+    trainer.fit(model, datamodule=data)
+    return Affinity.load(folder / "interaction.npz")
+
+
+@pytest.mark.parametrize("num_multi_hot", [0, 2])
+def test_interactions_are_those_of_the_model(tmp_path: Path, num_multi_hot: int) -> None:
+    data = SyntheticClicks(
+        num_features=5,
+        num_groups=1,
+        num_multi_hot=num_multi_hot,
+        num_embeddings=20,
+        num_train=320,
+        num_valid=3000,
+        num_test=10,
+        global_batch_size=1000,
+    )
+    affinity = fit(tmp_path, data, ClickModel(embedding_dim=4, top=Known), num_batches=3)
+    assert affinity.kind == "interaction" and affinity.num_samples == 3000
+    first, last = affinity.matrix[0, 1], affinity.matrix[3, 4]
+    assert max(first, last) == 1 and min(first, last) > 0.05
+    others = [affinity.matrix[i, j] for i in range(5) for j in range(i) if (j, i) not in ((0, 1), (3, 4))]
+    # What is left of float32 sums of some units.
+    assert max(others) < 1e-4
+    assert (np.diag(affinity.matrix) == 0).all() and (affinity.matrix == affinity.matrix.T).all()
+
+
+def test_planted_groups_are_found(tmp_path: Path) -> None:
+    data = SyntheticClicks(
+        num_features=8,
+        num_groups=2,
+        num_dense=4,
+        num_embeddings=50,
+        num_train=200_000,
+        num_valid=2048,
+        num_test=1000,
+        global_batch_size=2048,
+    )
+    L.seed_everything(1, verbose=False)
+    model = ClickModel(
+        embedding_dim=16,
+        dense_optimizer=partial(torch.optim.Adam, lr=0.005),
+        embedding_optimizer=EmbeddingOptimizer(name="adagrad", learning_rate=0.2),
+    )
+    affinity = fit(tmp_path, data, model, num_batches=1)
+    plan = TowerPartitioner(2).fit(affinity).plan_
+    group_of = {name: g for g, group in enumerate(data.planted_groups) for name in group}
+    tower_of = {name: t for t, tower in enumerate(plan.towers) for name in tower}
+    names = affinity.features
+    assert adjusted_rand_score([group_of[n] for n in names], [tower_of[n] for n in names]) == 1
+
+
+def test_wrong_numbers_are_named() -> None:
+    with pytest.raises(UserInputError, match="InteractionProbe num_batches=0: give"):
+        InteractionProbe(num_batches=0)
