@@ -15,6 +15,7 @@ import yaml
 from dmt.cli import main
 from dmt.datamodules import TabularClicks
 from dmt.lightning_cli import DmtCLI
+from dmt.partition import Affinity
 from tests.preprocess.criteo_cases import draw_lines, write_log
 
 ROOT = Path(__file__).parents[1]
@@ -48,10 +49,14 @@ def write_run(folder: Path) -> dict[str, str]:
     options = {"path": str(folder), "categorical": ["word"]}
     log = {"class_path": "dmt.datamodules.TabularClicks", "init_args": options}
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": log, "trainer": {"logger": logger}}))
+    names = [f"c{index:02d}" for index in range(16)]
+    Affinity(features=names, matrix=np.eye(16), kind="interaction", num_samples=1).save(folder / "interaction.npz")
     return {
         "RUN/config.yaml": str(folder / "config.yaml"),
         "CHECKPOINT": str(folder / "last.ckpt"),
         "ROWS": str(folder / "test.parquet"),
+        "RUN/interaction.npz": str(folder / "interaction.npz"),
+        "learned.yaml": str(folder / "learned.yaml"),
         "PATH": str(folder),
         "columns.yaml": str(folder / "columns.yaml"),
     }
@@ -82,12 +87,27 @@ def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytes
         filled += ["--data.path", str(tmp_path)]
     if "columns.yaml" in command and filled[0] == "fit":
         main(["preprocess", "tabular", meant["PATH"], "--infer-schema", meant["columns.yaml"]])
+    if "learned.yaml" in command and filled[0] == "fit":
+        main(
+            [
+                "partition",
+                "--affinity",
+                meant["RUN/interaction.npz"],
+                "--towers",
+                "4",
+                "--output",
+                meant["learned.yaml"],
+            ]
+        )
     if filled[0] == "sweep":
         main([*filled, "--dry-run", "--output", str(tmp_path / "out")])
         assert "dmt fit" in capsys.readouterr().out
     elif filled[:2] == ["preprocess", "tabular"]:
         main(filled)
         assert "review it" in capsys.readouterr().out
+    elif filled[0] == "partition":
+        main(filled)
+        assert "16 features into 4 towers" in capsys.readouterr().out
     elif filled[0] == "preprocess":
         main(filled)
         assert "20 rows (16 train, 2 valid, 2 test)" in capsys.readouterr().out

@@ -68,6 +68,16 @@ def test_strategies_train_alike(single: tuple[Path, dict[str, Any]], tmp_path: P
         assert_same_run(results, run.save, wanted["sgd"], folder / "sgd.ckpt")
 
 
+def test_top_archs_side_by_side_train_alike(tmp_path: Path) -> None:
+    def run(strategy: str) -> Run:
+        return Run(strategy=strategy, ranks_per_host=2, max_steps=4, save=tmp_path / f"{strategy}.ckpt", num_sets=2)
+
+    [wanted] = train(1, [run("auto")])
+    runs = [run("sptt"), run("torchrec")]
+    for one, results in zip(runs, train(4, runs), strict=True):
+        assert_same_run(results, one.save, wanted, tmp_path / "auto.ckpt")
+
+
 def test_checkpoints_resume_under_any_strategy(single: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Four steps here, four steps there = eight steps in one go, data order and Adam's state included."""
     folder, wanted = single

@@ -16,7 +16,7 @@ from torch import Tensor
 from dmt.callbacks import WeightAverage
 from dmt.datamodules import SyntheticClicks
 from dmt.errors import UserInputError
-from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer
+from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer, MultiEmbedding
 from dmt.modules.stage import Stage
 from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
@@ -45,6 +45,7 @@ class Run:
         options: more arguments of the strategy.
         limits: more arguments of the Trainer.
         averages: end with averages of the weights.
+        num_sets: top archs side by side, each with a part of the columns.
     """
 
     strategy: str
@@ -59,15 +60,17 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
     averages: bool = False
+    num_sets: int = 1
 
 
 def make_model(run: Run, over_layers: Sequence[int] = (16,)) -> ClickModel:
     optimizer = getattr(torch.optim, run.dense_optimizer)
+    dlrm = partial(DLRM, bottom_layers=[8], over_layers=list(over_layers))
     return ClickModel(
         embedding_dim=8,
         plan=PLAN,
         tower=partial(DLRMTower, c=1, p=1, out_dim=4),
-        top=partial(DLRM, bottom_layers=[8], over_layers=list(over_layers)),
+        top=dlrm if run.num_sets == 1 else partial(MultiEmbedding, num_sets=run.num_sets, top=dlrm),
         dense_optimizer=partial(optimizer, lr=0.1 if run.dense_optimizer == "SGD" else 0.01),
         embedding_optimizer=EmbeddingOptimizer(name=run.embedding_optimizer, learning_rate=0.1),
         # Reaches dense layers and embedding rows, and is resumed with them.
