@@ -15,6 +15,7 @@ import tempfile
 import time
 import zlib
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,8 @@ def waiting_share(data: CriteoDataModule, *, num_steps: int) -> tuple[float, flo
     )
     parameters = [p for p in model.build(data.schema).parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=0.001)
-    batches = iter(data.train_dataloader())
+    loader = data.train_dataloader()
+    batches = (batch for _ in count() for batch in loader)  # epoch after epoch
     waited, started = 0.0, time.perf_counter()
     for number in range(WARM_UP + num_steps):
         if number == WARM_UP:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from threadpoolctl import threadpool_limits
 
 from dmt.partition.geometry import distances, place
@@ -29,11 +30,10 @@ def test_points_in_a_plane_are_found_again(num_dims: int) -> None:
     assert stress == pytest.approx(recounted, rel=1e-3, abs=1e-6)
 
 
-def test_the_stress_is_not_above_that_of_gradient_descent() -> None:
-    """The paper minimises it with Adam."""
-    import torch
-
-    rng = np.random.default_rng()
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_the_stress_is_not_above_that_of_gradient_descent(seed: int) -> None:
+    """The paper minimises it with Adam. Seeds are fixed: both end in local minima, and either may find a better one."""
+    rng = np.random.default_rng(seed)
     wanted = rng.random((15, 15))
     wanted = (wanted + wanted.T) / 2
     np.fill_diagonal(wanted, 0)
@@ -50,8 +50,7 @@ def test_the_stress_is_not_above_that_of_gradient_descent() -> None:
             loss.backward()
             optimizer.step()
         best = min(best, float(loss.detach()))
-    # Both end in local minima; eight starts against four.
-    assert stress <= best * 1.02
+    assert stress <= best * 1.001
 
 
 def test_threads_and_repetition_change_nothing() -> None:
