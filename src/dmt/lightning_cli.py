@@ -134,12 +134,14 @@ class DmtCLI(LightningCLI):
         keeper = self.trainer.checkpoint_callback
         best = getattr(keeper, "best_model_path", "")
         results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
+        run_dir = self.trainer.log_dir  # a collective: every rank asks
+        if not self.trainer.is_global_zero:
+            return
         known = {}
         if (best_auc := getattr(self.datamodule, "best_auc", None)) is not None:
             known["test/best_auroc"] = best_auc
-            rank_zero_only(print)(f"the best AUC that any model can reach on this test split: {best_auc:.4f}")
-        run_dir = self.trainer.log_dir  # a collective: every rank asks
-        if self.trainer.is_global_zero and self.trainer.logger is not None and run_dir is not None:
+            print(f"the best AUC that any model can reach on this test split: {best_auc:.4f}")
+        if self.trainer.logger is not None and run_dir is not None:
             summary = RunSummary(
                 data=self.config[self.subcommand].data.as_dict(),
                 # Of the model that was trained: its plan file may have changed since.

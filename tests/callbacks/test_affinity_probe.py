@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 
@@ -16,11 +15,12 @@ from dmt.datamodules import SyntheticClicks
 from dmt.errors import UserInputError
 from dmt.modules import DLRM, ClickModel, DLRMTower
 from dmt.partition import Affinity
+from tests.callbacks.probe_cases import fit
 
 ROOT = Path(__file__).parents[2]
 
 
-def fit(folder: Path, *, probe: AffinityProbe, **options: Any) -> tuple[ClickModel, SyntheticClicks]:
+def make(**options: Any) -> tuple[SyntheticClicks, ClickModel]:
     data = SyntheticClicks(
         num_features=5,
         num_groups=2,
@@ -32,24 +32,13 @@ def fit(folder: Path, *, probe: AffinityProbe, **options: Any) -> tuple[ClickMod
         num_test=10,
         global_batch_size=32,
     )
-    model = ClickModel(embedding_dim=8, top=partial(DLRM, bottom_layers=[8], over_layers=[8]), **options)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        callbacks=[probe],
-    )
-    trainer.fit(model, datamodule=data)
-    return model, data
+    return data, ClickModel(embedding_dim=8, top=partial(DLRM, bottom_layers=[8], over_layers=[8]), **options)
 
 
 @pytest.mark.parametrize(("num_towers", "kind"), [(1, "cosine"), (2, "cosine"), (1, "signed_cosine")])
 def test_it_is_the_mean_over_samples_of_the_cosines(tmp_path: Path, num_towers: int, kind: Any) -> None:
-    model, data = fit(tmp_path, probe=AffinityProbe(num_batches=2, kind=kind), num_towers=num_towers)
+    data, model = make(num_towers=num_towers)
+    fit(tmp_path, data, model, AffinityProbe(num_batches=2, kind=kind))
     affinity = Affinity.load(tmp_path / "affinity.npz")
     assert (affinity.features, affinity.kind) == (data.schema.feature_names, kind)
     assert affinity.num_samples == 64
@@ -112,7 +101,7 @@ def test_any_strategy_measures_the_same(tmp_path: Path) -> None:
 
 def test_models_with_towers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="AffinityProbe: the model has tower modules"):
-        fit(tmp_path, probe=AffinityProbe(), tower=partial(DLRMTower, c=1, p=0, out_dim=8))
+        fit(tmp_path, *make(tower=partial(DLRMTower, c=1, p=0, out_dim=8)), AffinityProbe())
     with pytest.raises(UserInputError, match="AffinityProbe num_batches=0: give"):
         AffinityProbe(num_batches=0)
     with pytest.raises(UserInputError, match="AffinityProbe kind=dot: give cosine or signed_cosine"):

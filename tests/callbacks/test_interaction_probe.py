@@ -17,6 +17,7 @@ from dmt.errors import UserInputError
 from dmt.modules import ClickModel, EmbeddingOptimizer, TopArch
 from dmt.modules.stage import Stage
 from dmt.partition import Affinity, TowerPartitioner
+from tests.callbacks.probe_cases import fit
 
 
 class Known(TopArch):
@@ -33,21 +34,6 @@ class Known(TopArch):
         return self.scale * (vectors.sum(dim=(1, 2)) + 2 * first + last)
 
 
-def fit(folder: Path, data: SyntheticClicks, model: ClickModel, **options: int) -> Affinity:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        callbacks=[InteractionProbe(**options)],
-    )
-    trainer.fit(model, datamodule=data)
-    return Affinity.load(folder / "interaction.npz")
-
-
 @pytest.mark.parametrize("num_multi_hot", [0, 2])
 def test_interactions_are_those_of_the_model(tmp_path: Path, num_multi_hot: int) -> None:
     data = SyntheticClicks(
@@ -60,7 +46,8 @@ def test_interactions_are_those_of_the_model(tmp_path: Path, num_multi_hot: int)
         num_test=10,
         global_batch_size=1000,
     )
-    affinity = fit(tmp_path, data, ClickModel(embedding_dim=4, top=Known), num_batches=3)
+    fit(tmp_path, data, ClickModel(embedding_dim=4, top=Known), InteractionProbe(num_batches=3))
+    affinity = Affinity.load(tmp_path / "interaction.npz")
     assert affinity.kind == "interaction" and affinity.num_samples == 3000
     first, last = affinity.matrix[0, 1], affinity.matrix[3, 4]
     assert max(first, last) == 1 and min(first, last) > 0.05
@@ -87,7 +74,8 @@ def test_planted_groups_are_found(tmp_path: Path) -> None:
         dense_optimizer=partial(torch.optim.Adam, lr=0.005),
         embedding_optimizer=EmbeddingOptimizer(name="adagrad", learning_rate=0.2),
     )
-    affinity = fit(tmp_path, data, model, num_batches=1)
+    fit(tmp_path, data, model, InteractionProbe(num_batches=1))
+    affinity = Affinity.load(tmp_path / "interaction.npz")
     plan = TowerPartitioner(2).fit(affinity).plan_
     group_of = {name: g for g, group in enumerate(data.planted_groups) for name in group}
     tower_of = {name: t for t, tower in enumerate(plan.towers) for name in tower}

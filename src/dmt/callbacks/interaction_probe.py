@@ -98,16 +98,10 @@ def _squared_differences(model: ClickModel, batch: Batch, random: torch.Generato
 
 def _permute(column: JaggedTensor, order: Tensor) -> JaggedTensor:
     """The bags of a feature in another order of the samples."""
-    lengths = column.lengths()
-    wanted = lengths[order]
-    starts = (lengths.cumsum(0) - lengths)[order]
-    begins = wanted.cumsum(0) - wanted  # of each bag in the result
-    total = int(wanted.sum())
-    places = torch.repeat_interleave(starts - begins, wanted, output_size=total) + torch.arange(
-        total, device=order.device
+    lengths, values, weights = torch.ops.fbgemm.permute_1D_sparse_data(
+        order.int(), column.lengths(), column.values(), column.weights_or_none(), None
     )
-    weights = column.weights_or_none()
-    return JaggedTensor(column.values()[places], lengths=wanted, weights=None if weights is None else weights[places])
+    return JaggedTensor(values, lengths=lengths, weights=weights)
 
 
 def _join(keys: list[str], columns: list[JaggedTensor], *, stride: int) -> KeyedJaggedTensor:

@@ -52,6 +52,8 @@ class CriteoDataModule(ClickDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Map all parts into memory."""
+        if self._splits:
+            return
         self._schema = FeatureSchema.from_dict(self._manifest["schema"])
         num_columns = len(self.schema.dense) + len(self.schema.feature_names) + 1
         arrays, checksums = {}, {}

@@ -3,15 +3,14 @@
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from dmt.datamodules.prepare import new_folder
 from dmt.errors import UserInputError
-from dmt.preprocess.dataset_text import HUB
+from dmt.preprocess.dataset_text import HUB, reading_dataset
 
 _SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
 
@@ -45,19 +44,9 @@ def write_splits(path: str | Path, *, cache_dir: Path) -> Path:
     folder = cache_dir / f"{str(path).rstrip('/').rpartition('/')[2]}-{fingerprint}" / "log"
     if folder.is_dir():
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(mkdtemp(dir=folder.parent, prefix=".writing-"))
+    with new_folder(folder, cache_dir=cache_dir) as unfinished:
         for split, dataset in named.items():
             dataset.to_parquet(unfinished / f"{split}.parquet")
-        try:
-            unfinished.rename(folder)
-        except OSError:  # another process was first
-            shutil.rmtree(unfinished)
-            if not folder.is_dir():
-                raise
-    except OSError as error:
-        raise UserInputError(f"cache_dir={cache_dir}: {error}; give a writable folder with enough space") from None
     rank_zero_info(f"Wrote {', '.join(named)} of {path} as parquet files: {folder}")
     return folder
 
@@ -67,8 +56,5 @@ def _load(name: str) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    try:
+    with reading_dataset(f"path={name}"):
         return datasets.load_dataset(name.removeprefix(HUB)) if name.startswith(HUB) else datasets.load_from_disk(name)
-    except Exception as error:  # whatever the library raises, it is this dataset that does not load
-        told = (str(error) or "no reason given").splitlines()[0]
-        raise UserInputError(f"path={name}: {type(error).__name__}: {told}; check the name, or the network") from None

@@ -57,15 +57,10 @@ def _guess(column: pl.Series) -> Guess:
         return Guess(name=column.name, kind="left out", told=f"{what}{values.dtype}: convert it to a number or text")
     distinct = values.drop_nulls().n_unique()
     is_whole = is_number and bool((values.drop_nulls().cast(pl.Float64) % 1 == 0).all())
-    noun = (
-        "text"
-        if values.dtype in TEXT_TYPES
-        else "booleans"
-        if not is_number
-        else "whole numbers"
-        if is_whole
-        else "numbers"
-    )
+    if is_number:
+        noun = "whole numbers" if is_whole else "numbers"
+    else:
+        noun = "booleans" if values.dtype == pl.Boolean else "text"
     told = f"{what}{noun}, {distinct:,} distinct, {missing:.1%} missing"
     if distinct <= 1 and not (missing and distinct):
         return Guess(name=column.name, kind="left out", told=f"{told}: it tells nothing")
@@ -85,7 +80,7 @@ def infer_config(path: Path, *, label: str | None, train_file: str = "train") ->
         UserInputError: there is no such log, or no column of labels.
     """
     file = find_files(path, names={"train": train_file})["train"]
-    frame = read_file(file, columns=_all_columns(file))
+    frame = read_file(file, columns=column_names(file))
     label = label or _find_label(frame.columns, file)
     if label not in frame.columns:
         raise UserInputError(f"--label {label}: {file} has no such column; it has {', '.join(frame.columns)}")
@@ -105,13 +100,6 @@ def infer_config(path: Path, *, label: str | None, train_file: str = "train") ->
     left_out = [guess for guess in guesses if guess.kind == "left out"]
     lines += [f"  # left out: {guess.name}  ({guess.told})" for guess in left_out]
     return "\n".join(lines) + "\n"
-
-
-def _all_columns(file: Path) -> list[str]:
-    try:
-        return column_names(file)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserInputError(f"{file}: {str(error).splitlines()[0]}; write the file again") from None
 
 
 def _find_label(names: Sequence[str], file: Path) -> str:

@@ -59,21 +59,33 @@ def prepare(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int, 
     if folder.is_dir():
         return folder
     start = time.monotonic()
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cache_dir, prefix=".preparing-") as temporary:
-            unfinished = Path(temporary) / "log"
-            meta = _encode(files, columns=columns, min_count=min_count, folder=unfinished)
-            (unfinished / META_FILE).write_text(json.dumps({**description, **meta}, indent=2))
-            _publish(unfinished, folder)
-    except OSError as error:
-        raise UserInputError(f"cache_dir={cache_dir}: {error}; give a writable folder with enough space") from error
+    with new_folder(folder, cache_dir=cache_dir) as unfinished:
+        meta = _encode(files, columns=columns, min_count=min_count, folder=unfinished)
+        (unfinished / META_FILE).write_text(json.dumps({**description, **meta}, indent=2))
     sizes = ", ".join(f"{size:,} {split}" for split, size in meta["num_samples"].items())
     rank_zero_info(
         f"Prepared {sizes} samples of {len(columns.categorical)} categorical and {len(columns.numeric)} "
         f"numeric columns in {time.monotonic() - start:.1f} s: {folder}"
     )
     return folder
+
+
+@contextmanager
+def new_folder(folder: Path, *, cache_dir: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when all is written, unless another process was first.
+
+    Raises:
+        UserInputError: ``cache_dir``, where it lies, cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=".preparing-") as temporary:
+            unfinished = Path(temporary) / "log"
+            unfinished.mkdir()
+            yield unfinished
+            _publish(unfinished, folder)
+    except OSError as error:
+        raise UserInputError(f"cache_dir={cache_dir}: {error}; give a writable folder with enough space") from error
 
 
 def load_meta(folder: Path) -> tuple[FeatureSchema, dict[str, int]]:

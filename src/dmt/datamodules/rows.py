@@ -46,13 +46,12 @@ class TabularRows(ClickDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read and encode the file."""
-        frame = read_file(self.path, columns=self._encoder.columns)
         self._has_labels = self._label in column_names(self.path)
-        labels = np.zeros(len(frame), np.uint8)
+        labeled = [self._label] if self._has_labels else []
+        frame = read_file(self.path, columns=[*self._encoder.columns, *labeled])
         try:
             dense, ids, bags = self._encoder.encode(frame)
-            if self._has_labels:
-                labels = to_label(read_file(self.path, columns=[self._label])[self._label]).to_numpy()
+            labels = to_label(frame[self._label]).to_numpy() if labeled else np.zeros(len(frame), np.uint8)
         except UserInputError as error:
             raise UserInputError(f"{self.path}: {error}") from error
         names = self.schema.feature_names

@@ -1,6 +1,7 @@
 """Finding and reading the files of a user's click log: parquet, Arrow, or CSV with a header line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -61,29 +62,45 @@ def read_file(file: Path, *, columns: Sequence[str]) -> pl.DataFrame:
     Raises:
         UserInputError: the file is empty, cannot be read, or lacks a column.
     """
-    if file.stat().st_size == 0:
-        raise UserInputError(f"{file}: the file is empty (0 bytes); write it again")
-    try:
-        present = column_names(file)
+    with _reading(file):
+        present = _column_names(file)
         missing = [column for column in columns if column not in present]
         if missing:
             raise UserInputError(f"{file}: no column {missing[0]!r}; {_suggestion(missing[0], present)}")
         frame = _read(file, columns)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        kind = file.suffix.removeprefix(".")
-        raise UserInputError(f"{file}: cannot be read as {kind} ({reason}); write the file again") from error
     if frame.is_empty():
         raise UserInputError(f"{file}: the file has no rows; give at least one sample")
     return frame
 
 
 def column_names(file: Path) -> list[str]:
-    """Names of the columns of a file that can be read."""
+    """Names of the columns of a file.
+
+    Raises:
+        UserInputError: the file is empty or cannot be read.
+    """
+    with _reading(file):
+        return _column_names(file)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Say which file cannot be read, and why."""
+    if file.stat().st_size == 0:
+        raise UserInputError(f"{file}: the file is empty (0 bytes); write it again")
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        kind = file.suffix.removeprefix(".")
+        raise UserInputError(f"{file}: cannot be read as {kind} ({reason}); write the file again") from error
+
+
+def _column_names(file: Path) -> list[str]:
     if file.suffix == ".parquet":
         return list(pl.read_parquet_schema(file))
     if file.suffix == ".arrow":
-        return _read_arrow(file, None).columns
+        return _read_arrow(file, num_rows=0).columns
     return pl.read_csv(file, n_rows=0, infer_schema=False).columns
 
 
@@ -96,12 +113,12 @@ def _read(file: Path, columns: Sequence[str]) -> pl.DataFrame:
     return pl.read_csv(file, infer_schema=False, null_values=["NaN", "nan"]).select(columns)
 
 
-def _read_arrow(file: Path, columns: Sequence[str] | None) -> pl.DataFrame:
+def _read_arrow(file: Path, columns: Sequence[str] | None = None, *, num_rows: int | None = None) -> pl.DataFrame:
     """An Arrow file, or a stream of Arrow record batches, as `datasets` writes them."""
     with file.open("rb") as content:
         is_stream = content.read(6) != b"ARROW1"
     read = pl.read_ipc_stream if is_stream else pl.read_ipc
-    return read(file, columns=None if columns is None else list(columns))
+    return read(file, columns=None if columns is None else list(columns), n_rows=num_rows)
 
 
 def _suggestion(name: str, present: Sequence[str]) -> str:

@@ -181,10 +181,8 @@ class ClickTeacher:
             latent = turned[0] * latent + turned[1] * self._later_latent[feature, ids]
         if bag < 0:
             return main, latent
-        scale = self.shape.mean_length**-0.5
-        return _bag_sums(main, samples.lengths[bag]) * scale, _bag_sums(latent, samples.lengths[bag]) * np.float32(
-            scale
-        )
+        scale, lengths = self.shape.mean_length**-0.5, samples.lengths[bag]
+        return _bag_sums(main, lengths) * scale, _bag_sums(latent, lengths) * np.float32(scale)
 
     def _calibrate(self, rng: np.random.Generator) -> Coefficients:
         parts = self._parts(self._draw_features(rng, np.zeros(NUM_CALIBRATION, dtype=np.int64)))

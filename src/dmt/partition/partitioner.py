@@ -234,11 +234,11 @@ class TowerPartitioner:
             return blocks
         if self.method == "random":
             return np.random.default_rng((self.seed, first_tower)).permutation(blocks)
+        largest = -(-size // num_towers)
         loads, counts = np.zeros(num_towers), np.zeros(num_towers, dtype=int)
         tower_of = np.zeros(size, dtype=int)
         for feature in sorted(range(size), key=lambda f: (-self.costs.get(names[f], 0.0), f)):
             # Towers that are not filled to their even share; of these the cheapest, then the emptiest.
-            largest = -(-size // num_towers)
             free = [tower for tower in range(num_towers) if counts[tower] < largest]
             chosen = min(free, key=lambda tower: (loads[tower], counts[tower], tower))
             tower_of[feature] = chosen

@@ -164,11 +164,11 @@ def convert_arrays(source: ArrayTriple, part: int, *, options: ConversionOptions
     done = read_report(source.folder(output, options.stage, part))
     if done is not None:
         return done
-    num_rows, parts = source.num_rows, num_parts(source, options)
-    start, end = num_rows * part // parts, num_rows * (part + 1) // parts
+    arrays, parts = source.load(), num_parts(source, options)
+    start, end = len(arrays) * part // parts, len(arrays) * (part + 1) // parts
     cuts = [*range(start, end, _PIECE_ROWS), end]
-    row_bytes = source.num_bytes // max(num_rows, 1)
-    pieces = ((source.read(one, other), (other - one) * row_bytes) for one, other in pairwise(cuts))
+    row_bytes = source.num_bytes // max(len(arrays), 1)
+    pieces = ((arrays.read(one, other), (other - one) * row_bytes) for one, other in pairwise(cuts))
     try:
         return _write_part(pieces, source=source, part=part, options=options, output=output)
     except _BadLineError as error:

@@ -162,16 +162,16 @@ def _reading_tasks(sources: Sequence[Source], options: ConversionOptions, output
         if isinstance(source, TextStream):
             tasks.append(partial(convert_stream, source, options=options, output=output))
         elif isinstance(source, PlainText):
-            tasks += [
-                partial(_told, partial(convert_text, source, part, options=options, output=output))
-                for part in range(num_parts(source, options))
-            ]
+            convert = partial(convert_text, source, options=options, output=output)
+            tasks += _part_tasks(convert, num_parts(source, options))
         elif isinstance(source, ArrayTriple):
-            tasks += [
-                partial(_told, partial(convert_arrays, source, part, options=options, output=output))
-                for part in range(num_parts(source, options))
-            ]
+            convert = partial(convert_arrays, source, options=options, output=output)
+            tasks += _part_tasks(convert, num_parts(source, options))
     return tasks
+
+
+def _part_tasks(convert: Callable[[int], PartReport], count: int) -> list[Task]:
+    return [partial(_told, partial(convert, part)) for part in range(count)]
 
 
 def _told(convert: Callable[[], PartReport], tell: Tell) -> list[PartReport]:

@@ -48,34 +48,35 @@ def _load(name: str) -> Any:
 
     datasets.disable_progress_bars()
     path = Path(name)
-    try:
+    with reading_dataset(name):
         if name.startswith(HUB):
             repository, _, split = name.removeprefix(HUB).partition("#")
             return datasets.load_dataset(repository, split=split or "train", streaming=True)
         if path.is_dir():
             return datasets.load_from_disk(name)
         return datasets.load_dataset(_BUILDERS[path.suffix], data_files=name, split="train", streaming=True)
+
+
+@contextmanager
+def reading_dataset(told: str) -> Iterator[None]:
+    """Whatever the library raises, it is this dataset, called so in messages, that cannot be read."""
+    try:
+        yield
     except Exception as error:
-        raise _refusal(name, error) from None
+        reason = (str(error) or "no reason given").splitlines()[0]
+        raise UserInputError(f"{told}: {type(error).__name__}: {reason}; check the name, or the network") from None
 
 
 def _texts(name: str) -> Iterator[bytes]:
     tables = iter(_load(name).with_format("arrow").iter(batch_size=_BATCH_ROWS))
     while True:
-        try:
-            frame = pl.from_arrow(next(tables))
-        except StopIteration:
-            return
-        except Exception as error:
-            raise _refusal(name, error) from None
+        with reading_dataset(name):
+            table = next(tables, None)
+            if table is None:
+                return
+            frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         yield _lines(frame, name=name)
-
-
-def _refusal(name: str, error: Exception) -> UserInputError:
-    """Whatever the library raises, it is this dataset that cannot be read."""
-    told = (str(error) or "no reason given").splitlines()[0]
-    return UserInputError(f"{name}: {type(error).__name__}: {told}; check the name, or the network")
 
 
 def _lines(frame: pl.DataFrame, *, name: str) -> bytes:

@@ -114,14 +114,10 @@ class ArrayTriple(Source):
     def identity(self) -> list[Any]:
         return [_file_identity(file) for file in self._files()]
 
-    @property
-    def num_rows(self) -> int:
-        return len(self.load()[2])
-
     def _files(self) -> list[Path]:
         return triple_files(self.path)
 
-    def load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(self) -> "Arrays":
         """The three arrays, memory-mapped.
 
         Raises:
@@ -144,11 +140,23 @@ class ArrayTriple(Source):
             if array.shape != shape or array.dtype.kind not in kinds:
                 told = "integers" if kinds == "iu" else "numbers"
                 raise UserInputError(f"{file}: {array.dtype} of shape {array.shape}, not {told} of shape {shape}")
-        return dense, sparse, labels
+        return Arrays(dense, sparse, labels)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The arrays of an :class:`ArrayTriple`: (n, 13), (n, 26) and (n,)."""
+
+    dense: np.ndarray
+    sparse: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def read(self, start: int, end: int) -> Lines:
-        """Some of its rows."""
-        dense, sparse, labels = (array[start:end] for array in self.load())
+        """Some of the rows."""
+        dense, sparse, labels = (array[start:end] for array in (self.dense, self.sparse, self.labels))
         values = sparse.astype(np.int64)
         is_good = np.isin(labels, (0, 1))
         reasons = {"label": ~is_good}
