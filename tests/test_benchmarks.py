@@ -68,5 +68,8 @@ def test_quality_compares_within_a_parameter_and_chooses_by_another_metric(tmp_p
 
 
 def test_loading_is_measured(tmp_path: Path) -> None:
-    table = run("benchmarks/loader.py", "--rows", "20000", "--rounds", "1", "--folder", str(tmp_path))
+    table = run(
+        "benchmarks/loader.py", "--rows", "20000", "--rounds", "1", "--steps", "1", "--batch-size", "256",
+        "--folder", str(tmp_path)
+    )  # fmt: skip
     assert "| shuffled |" in table and "| stored order |" in table

@@ -234,7 +234,7 @@ def _invert(cumulative: np.ndarray, uniform: np.ndarray) -> np.ndarray:
 
 def _bag_sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Sums (n, ...) of so many values each, one bag after the other."""
-    sums = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0, dtype=np.float64)])
+    sums = np.concatenate([np.zeros((1, *values.shape[1:])), np.cumsum(values, axis=0, dtype=np.float64)])
     ends = np.cumsum(lengths)
     return np.asarray((sums[ends] - sums[ends - lengths]).astype(values.dtype))
 
