@@ -171,3 +171,15 @@ def test_features_left_out_are_named() -> None:
 def test_unknown_features_are_named_with_the_columns_there_are() -> None:
     with pytest.raises(UserInputError, match=r"no categorical column 'x', 'y'; its columns are a, b$"):
         TowerPlan(towers=[["a", "x"], ["b", "y"]]).check_features(["a", "b"])
+
+
+def test_baseline_plans_are_even_and_random_ones_differ_by_seed() -> None:
+    names = [f"f{i}" for i in range(26)]
+    assert [len(tower) for tower in TowerPlan.contiguous(names, num_towers=4).towers] == [7, 7, 6, 6]
+    assert TowerPlan.contiguous(names, num_towers=4).feature_names == tuple(names)
+    plans = [TowerPlan.random(names, num_towers=4, seed=seed) for seed in (1, 1, 2)]
+    assert plans[0] == plans[1] != plans[2]
+    assert sorted(plans[0].feature_names) == sorted(names)
+    assert sorted(len(tower) for tower in plans[0].towers) == [6, 6, 7, 7]
+    assert all(list(tower) == sorted(tower, key=names.index) for tower in plans[0].towers)
+    assert plans[0].record == {"seed": 1}

@@ -4,6 +4,7 @@ Models build their towers from a plan, strategies place them on hosts, and the p
 so the plan itself lives here, below all three.
 """
 
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,14 @@ class TowerInput:
         if self.columns is None or other.columns is None:
             return True
         return self.columns[0] < other.columns[1] and other.columns[0] < self.columns[1]
+
+
+def _check_num_towers(features: Sequence[str], num_towers: int) -> None:
+    if not 1 <= num_towers <= len(features):
+        raise UserInputError(
+            f"num_towers={num_towers}: {len(features)} features fill between 1 and {len(features)} "
+            "towers; choose a number in that range"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +122,38 @@ class TowerPlan:
         Raises:
             UserInputError: fewer than one tower, or more towers than features.
         """
-        if not 1 <= num_towers <= len(features):
-            raise UserInputError(
-                f"num_towers={num_towers}: {len(features)} features fill between 1 and {len(features)} "
-                "towers; choose a number in that range"
-            )
+        _check_num_towers(features, num_towers)
         return cls(towers=[features[t::num_towers] for t in range(num_towers)], method="strided")
+
+    @classmethod
+    def contiguous(cls, features: Sequence[str], *, num_towers: int) -> "TowerPlan":
+        """Features in the data's order, cut into even blocks.
+
+        Raises:
+            UserInputError: fewer than one tower, or more towers than features.
+
+        Example:
+            >>> TowerPlan.contiguous(["a", "b", "c", "d", "e"], num_towers=2).towers
+            (('a', 'b', 'c'), ('d', 'e'))
+        """
+        _check_num_towers(features, num_towers)
+        # The first towers are one larger where it does not divide, as in the strided plan.
+        size, larger = divmod(len(features), num_towers)
+        ends = [(t + 1) * size + min(t + 1, larger) for t in range(num_towers)]
+        towers = [features[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return cls(towers=towers, method="contiguous")
+
+    @classmethod
+    def random(cls, features: Sequence[str], *, num_towers: int, seed: int) -> "TowerPlan":
+        """Features shuffled and dealt out; inside a tower they keep their order.
+
+        Raises:
+            UserInputError: fewer than one tower, or more towers than features.
+        """
+        _check_num_towers(features, num_towers)
+        shuffled = random.Random(seed).sample(list(features), len(features))
+        towers = [sorted(shuffled[t::num_towers], key=list(features).index) for t in range(num_towers)]
+        return cls(towers=towers, method="random", record={"seed": seed})
 
     @classmethod
     def strided_columns(cls, features: Sequence[str], *, num_towers: int, embedding_dim: int) -> "TowerPlan":

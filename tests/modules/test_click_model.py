@@ -93,17 +93,27 @@ def test_make_leaves_the_model_unbuilt() -> None:
     assert model.model is None and not list(model.parameters())
 
 
-@pytest.mark.parametrize(("num_towers", "sizes"), [(1, [5]), (2, [3, 2]), (5, [1] * 5)])
-def test_without_a_plan_towers_are_strided(num_towers: int, sizes: list[int]) -> None:
-    model = make_model(plan=None, num_towers=num_towers)
+@pytest.mark.parametrize("num_towers", [1, 2, 5])
+@pytest.mark.parametrize("name", ["strided", "contiguous", "random"])
+def test_baseline_plans_are_given_by_name(num_towers: int, name: str) -> None:
+    L.seed_everything(3, verbose=False)
+    model = make_model(plan=name, num_towers=num_towers)
     model.build(make_data().schema)
-    expected = TowerPlan.strided([f"c{i}" for i in range(5)], num_towers=num_towers)
+    seed = {"seed": 3} if name == "random" else {}
+    expected = getattr(TowerPlan, name)([f"c{i}" for i in range(5)], num_towers=num_towers, **seed)
     assert model.resolved_plan.towers == expected.towers
-    assert [len(tower) for tower in expected.towers] == sizes
+    assert model.resolved_plan.method == ("flat" if num_towers == 1 else name)
+
+
+def test_a_plan_that_is_no_file_and_no_name_is_named() -> None:
+    with pytest.raises(
+        UserInputError, match=r"plan=stridde: no such file; give the path of .*, or one of strided, contig"
+    ):
+        make_model(plan="stridde", num_towers=2).build(make_data().schema)
 
 
 def test_more_towers_than_features_divide_their_columns() -> None:
-    model = make_model(plan=None, num_towers=7, embedding_dim=8)
+    model = make_model(plan="strided", num_towers=7, embedding_dim=8)
     model.build(make_data().schema)
     expected = TowerPlan.strided_columns([f"c{i}" for i in range(5)], num_towers=7, embedding_dim=8)
     assert model.resolved_plan == expected

@@ -3,7 +3,7 @@
 It never knows how the model is sharded; a Strategy replaces the tower stage after ``configure_model``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from dmt.modules.towers import PassThrough, TowerFactory
 from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
 
+BASELINE_PLANS = ("strided", "contiguous", "random")
+
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 DenseOptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 
@@ -44,9 +46,10 @@ class ClickModel(L.LightningModule):
         table_dims: width of single tables, by name, where it differs from ``embedding_dim``; a linear layer in the
             tower brings it there.
         pooling: ``sum`` or ``mean`` of a sample's embeddings of one feature, for all features or by name.
-        num_towers: number of towers of the strided plan, used where ``plan`` is not given. With more than there are
-            features each tower gets blocks of their columns.
-        plan: TowerPlan file (or object) that assigns features to towers; overrides ``num_towers``.
+        num_towers: number of towers, where ``plan`` does not say it. With more than there are features each tower gets
+            blocks of their columns.
+        plan: which features a tower gets: ``strided``, ``contiguous`` or ``random`` (by the run's seed), or a TowerPlan
+            file or object.
         tower: tower module by class path. PassThrough is the flat model: no tower modules.
         unwrap_singletons: let towers of one feature pass its embedding on without a tower module.
         top: model over the tower stage, by class path.
@@ -68,7 +71,7 @@ class ClickModel(L.LightningModule):
         table_dims: dict[str, int] | None = None,
         pooling: Pooling | dict[str, Pooling] = "sum",
         num_towers: int = 1,
-        plan: TowerPlan | str | Path | None = None,
+        plan: TowerPlan | str | Path = "strided",
         tower: TowerFactory = PassThrough,
         unwrap_singletons: bool = False,
         top: TopArchFactory = DLRM,
@@ -103,11 +106,9 @@ class ClickModel(L.LightningModule):
         Raises:
             UserInputError: plan, towers, dims or layer sizes do not fit the schema or each other.
         """
-        plan = TowerPlan.load(self.plan) if isinstance(self.plan, str | Path) else self.plan
-        plan = plan or _default_plan(schema, num_towers=self.num_towers, embedding_dim=self.embedding_dim)
         stage = TowerStage(
             schema=schema,
-            plan=plan,
+            plan=self._make_plan(schema.feature_names),
             embedding_dim=self.embedding_dim,
             tower=self.tower,
             optimizer=self.embedding_optimizer,
@@ -116,6 +117,26 @@ class ClickModel(L.LightningModule):
             unwrap_singletons=self.unwrap_singletons,
         )
         return self.top(stage, len(schema.dense))
+
+    def _make_plan(self, names: Sequence[str]) -> TowerPlan:
+        if isinstance(self.plan, TowerPlan):
+            return self.plan
+        if self.plan not in BASELINE_PLANS:
+            if not Path(self.plan).is_file():
+                raise UserInputError(
+                    f"plan={self.plan}: no such file; give the path of a TowerPlan YAML file, or one of "
+                    f"{', '.join(BASELINE_PLANS)}"
+                )
+            return TowerPlan.load(self.plan)
+        if self.num_towers == 1:
+            return TowerPlan(towers=[names], method="flat")
+        if self.plan == "random":
+            return TowerPlan.random(names, num_towers=self.num_towers, seed=torch.initial_seed())
+        if self.plan == "contiguous":
+            return TowerPlan.contiguous(names, num_towers=self.num_towers)
+        if self.num_towers > len(names):
+            return TowerPlan.strided_columns(names, num_towers=self.num_towers, embedding_dim=self.embedding_dim)
+        return TowerPlan.strided(names, num_towers=self.num_towers)
 
     def build(self, schema: FeatureSchema) -> TopArch:
         """:meth:`make` the model, keep it as ``self.model`` and return it."""
@@ -254,15 +275,6 @@ class ClickModel(L.LightningModule):
 
 def _stages(module: torch.nn.Module) -> list[TowerStage]:
     return [child for child in module.modules() if isinstance(child, TowerStage)]
-
-
-def _default_plan(schema: FeatureSchema, *, num_towers: int, embedding_dim: int) -> TowerPlan:
-    names = schema.feature_names
-    if num_towers == 1:
-        return TowerPlan(towers=[names], method="flat")
-    if num_towers > len(names):
-        return TowerPlan.strided_columns(names, num_towers=num_towers, embedding_dim=embedding_dim)
-    return TowerPlan.strided(names, num_towers=num_towers)
 
 
 def _is_plain(value: object) -> bool:
