@@ -57,9 +57,20 @@ def write_run(folder: Path) -> dict[str, str]:
         "ROWS": str(folder / "test.parquet"),
         "RUN/interaction.npz": str(folder / "interaction.npz"),
         "learned.yaml": str(folder / "learned.yaml"),
+        "learned.html": str(folder / "learned.html"),
+        "towers.yaml": str(folder / "towers.yaml"),
         "PATH": str(folder),
         "columns.yaml": str(folder / "columns.yaml"),
     }
+
+
+def write_checkpoint(folder: Path) -> str:
+    """That of a short run of a flat model on the built-in log."""
+    sizes = [f"--data.{name}={size}" for name, size in (("num_train", 25_000), ("num_valid", 500), ("num_test", 100))]
+    one_process = ["--trainer.strategy=auto", "--trainer.devices=1", f"--trainer.logger.init_args.save_dir={folder}"]
+    main(["fit", "--config=configs/quickstart_flat.yaml", *sizes, *one_process, "--trainer.max_epochs=1"])
+    [checkpoint] = folder.rglob("*.ckpt")
+    return str(checkpoint)
 
 
 def test_readme_has_commands() -> None:
@@ -79,6 +90,8 @@ def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytes
     is_criteo = {"preprocess", "configs/criteo.yaml"} & set(command)
     folder = converted if is_criteo else tmp_path
     meant = {"DIR": str(folder), "LOGS": str(logs), "my_towers.yaml": str(plan)} | write_run(tmp_path / "run")
+    if "RUN/checkpoints/LAST" in command:
+        meant["RUN/checkpoints/LAST"] = write_checkpoint(tmp_path / "checkpoints")
     filled = [meant.get(word, word) for word in command]
     data_is_missing = "configs/flights.yaml" in filled and not HAS_FLIGHTS
     if data_is_missing or str(tmp_path) in filled:
@@ -105,6 +118,9 @@ def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytes
     elif filled[:2] == ["preprocess", "tabular"]:
         main(filled)
         assert "review it" in capsys.readouterr().out
+    elif filled[0] == "explain":
+        main(filled)
+        assert "AUC drop" in capsys.readouterr().out
     elif filled[0] == "partition":
         main(filled)
         assert "16 features into 4 towers" in capsys.readouterr().out

@@ -19,6 +19,7 @@ verbs:
   describe   towers, parameters, FLOPs and bytes of a configuration, without training
   preprocess convert Criteo's click logs to the training format, or guess the columns of a log of your own
   partition  put features into towers by how they belong together
+  explain    how much each tower of a trained model contributes to its predictions
   sweep      run a W&B sweep file on this machine, with no account or network
   report     compare finished runs side by side
 
@@ -80,9 +81,13 @@ def _verb(name: str) -> Callable[[list[str]], None]:
     if name == "preprocess":
         return _run_preprocess
     if name == "partition":
-        from dmt.partition.command import run_partition_command
+        from dmt.commands.partition import run_partition_command
 
         return run_partition_command
+    if name == "explain":
+        from dmt.commands.explain import run_explain_command
+
+        return run_explain_command
     if name == "sweep":
         from dmt.sweep.command import run_sweep_command
 
@@ -93,7 +98,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
         return run_report
     import difflib
 
-    verbs = ["fit", "validate", "test", "predict", "describe", "preprocess", "partition", "sweep", "report"]
+    verbs = ["fit", "validate", "test", "predict", "describe", "preprocess", "partition", "explain", "sweep", "report"]
     near = difflib.get_close_matches(name, verbs, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(verbs)}"
     raise UserInputError(f"unknown verb {name!r}: {hint}")

@@ -1,6 +1,7 @@
 """The one error class whose message is meant for the user rather than for a developer, and common checks."""
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -32,3 +33,13 @@ def check_positive(owner: str, **sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise UserInputError(f"{owner} {name}={size}: give a positive number")
+
+
+def check_new_file(option: str, path: Path | None) -> None:
+    """Raise :class:`UserInputError` where a file that an option names is there already, or its folder is not."""
+    if path is None:
+        return
+    if path.exists():
+        raise UserInputError(f"{option} {path}: it exists; give another name, or remove it")
+    if not path.parent.is_dir():
+        raise UserInputError(f"{option} {path}: there is no folder {path.parent}; make it, or give another name")

@@ -194,7 +194,7 @@ class DmtCLI(LightningCLI):
         self.check_layout()
         checkpoint = self._get(self.config_init, "ckpt_path")
         if checkpoint not in (None, "best", "last", "hpc", "registry"):
-            _check_checkpoint(Path(checkpoint))
+            check_checkpoint(Path(checkpoint))
         self.check_monitors()
         self.datamodule.prepare_data()
         for split in splits:
@@ -243,7 +243,7 @@ class DmtCLI(LightningCLI):
                 )
 
 
-def _check_checkpoint(path: Path) -> None:
+def check_checkpoint(path: Path) -> None:
     """Raise unless a path looks like a checkpoint of either kind."""
     if not path.exists():
         raise UserInputError(f"ckpt_path={path}: no such checkpoint; give the path of one")
@@ -259,7 +259,16 @@ class _RunConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-class _DescribeCLI(DmtCLI):
+class RunCLI(DmtCLI):
+    """For verbs that train nothing: takes the configuration that `dmt fit` leaves in a run's folder as well."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        for name in ("ckpt_path", "weights_only"):
+            parser.add_argument(f"--{name}", type=Any, default=None, help="Of fit; not used.")
+
+
+class _DescribeCLI(RunCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")

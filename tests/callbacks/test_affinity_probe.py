@@ -99,6 +99,23 @@ def test_any_strategy_measures_the_same(tmp_path: Path) -> None:
         assert np.corrcoef(interactions[name].matrix[pairs], interactions["auto"].matrix[pairs])[0, 1] > 0.8
 
 
+def test_features_without_an_embedding_are_named(tmp_path: Path) -> None:
+    _, model = make()
+    data = SyntheticClicks(
+        num_features=5,
+        num_groups=1,
+        num_multi_hot=1,
+        mean_length=1e-9,
+        num_embeddings=20,
+        num_train=64,
+        num_valid=100,
+        num_test=10,
+        global_batch_size=32,
+    )
+    with pytest.raises(UserInputError, match="AffinityProbe: feature 'c4' had no embedding but zeros"):
+        fit(tmp_path, data, model, AffinityProbe(num_batches=2))
+
+
 def test_models_with_towers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="AffinityProbe: the model has tower modules"):
         fit(tmp_path, *make(tower=partial(DLRMTower, c=1, p=0, out_dim=8)), AffinityProbe())

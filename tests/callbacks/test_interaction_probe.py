@@ -63,7 +63,7 @@ def test_planted_groups_are_found(tmp_path: Path) -> None:
         num_groups=2,
         num_dense=4,
         num_embeddings=50,
-        num_train=200_000,
+        num_train=120_000,
         num_valid=2048,
         num_test=1000,
         global_batch_size=2048,

@@ -101,7 +101,7 @@ def test_the_command_writes_what_training_reads(
         (["none", "--infer-schema", "new.yaml"], "path=none: no such folder"),
         (["log", "--infer-schema", "new.yaml", "--label", "x"], "--label x: log/train.parquet has no such column"),
         (["unlabeled", "--infer-schema", "new.yaml"], "none of its columns is named label, click"),
-        (["log", "--infer-schema", "none/new.yaml"], "give a file to write"),
+        (["log", "--infer-schema", "none/new.yaml"], "there is no folder none; make it"),
     ],
 )
 def test_wrong_input_is_named(

@@ -104,10 +104,24 @@ def test_the_same_seed_gives_the_same_plan_on_any_number_of_threads() -> None:
     assert TowerPartitioner(4, method="random", seed=4).fit(affinity).plan_ != plans[0]
 
 
+def test_auto_keeps_the_method_of_the_smaller_loss() -> None:
+    affinity, _ = planted([4, 4])
+    found = {method: TowerPartitioner(2, method=method).fit(affinity) for method in ("coherent", "diverse")}
+    for best, other in (("coherent", "diverse"), ("diverse", "coherent")):
+        losses = {found[best].plan_.towers: 0.25, found[other].plan_.towers: 0.5}
+        auto = TowerPartitioner(2, method="auto", loss=lambda plan, losses=losses: losses[plan.towers]).fit(affinity)
+        assert (auto.plan_.towers, auto.plan_.method) == (found[best].plan_.towers, f"auto: {best}")
+        assert auto.losses_ == auto.plan_.record["losses"] == {best: 0.25, other: 0.5}
+        assert np.array_equal(auto.points_, found[best].points_) and auto.method == "auto"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "best"}, "method=best: give one of coherent, diverse, spectral, strided"),
+        ({"method": "best"}, "method=best: give one of coherent, diverse, spectral, auto, strided"),
+        ({"method": "auto"}, "method=auto: auto, and no other, compares losses"),
+        ({"loss": len}, "method=coherent: auto, and no other, compares losses"),
+        ({"pinned": {f"f{i}": 1 for i in range(6)}}, "6 are pinned to tower 1, 2 too many"),
         ({"num_towers": 0}, "towers=0: give at least 1"),
         ({"num_towers": 9}, "towers=9: 8 features fill between 1 and 8 towers"),
         ({"ratio": 0.5}, r"ratio=0.5: give a number of at least 1"),

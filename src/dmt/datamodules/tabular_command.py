@@ -7,7 +7,7 @@ import yaml
 
 from dmt.datamodules.inference import infer_config
 from dmt.datamodules.tabular import TabularClicks
-from dmt.errors import OneLineParser, UserInputError
+from dmt.errors import OneLineParser, UserInputError, check_new_file
 
 _DESCRIPTION = """\
 For click logs of your own, parquet, Arrow or CSV. With --infer-schema it looks at the training file in the folder PATH
@@ -33,8 +33,7 @@ def run_tabular_command(arguments: list[str]) -> None:
         folder = _load(options.path).prepared_folder()
         print(f"{options.path}: its log is encoded in {folder}")
         return
-    if options.infer_schema.exists():
-        raise UserInputError(f"--infer-schema {options.infer_schema}: it exists; give another name, or remove it")
+    check_new_file("--infer-schema", options.infer_schema)
     text = infer_config(options.path, label=options.label)
     try:
         options.infer_schema.write_text(text)

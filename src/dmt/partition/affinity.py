@@ -4,13 +4,16 @@ Shape legend: F features.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dmt.errors import UserInputError
+
+_COSTS = "cost "  # before the kinds of costs, in a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +25,11 @@ class Affinity:
         matrix: float64 (F, F), symmetric; what stands on the diagonal is not read.
         kind: how it was measured, such as ``cosine``.
         num_samples: samples that it was measured on.
+        costs: kinds of costs, such as ``lookups``: what each of the F features costs.
 
     Raises:
-        UserInputError: the matrix has another shape, is not symmetric or not finite, or a name is repeated.
+        UserInputError: the matrix has another shape, is not symmetric or not finite, a name is repeated, or costs are
+            not F numbers of at least 0.
 
     Example:
         >>> affinity = Affinity(features=["a", "b"], matrix=[[1, 0.2], [0.2, 1]], kind="cosine", num_samples=100)
@@ -36,6 +41,7 @@ class Affinity:
     matrix: np.ndarray
     kind: str
     num_samples: int
+    costs: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
@@ -52,6 +58,9 @@ class Affinity:
             raise UserInputError("affinity: the matrix is not symmetric; give the same number for (i, j) and (j, i)")
         if len(set(self.features)) < size:
             raise UserInputError("affinity: a feature is named more than once; name each once")
+        for kind, values in self.costs.items():
+            if len(values) != size or not all(np.isfinite(value) and value >= 0 for value in values):
+                raise UserInputError(f"affinity: costs {kind!r} are not {size} numbers of at least 0; give those")
 
     @property
     def checksum(self) -> str:
@@ -62,6 +71,7 @@ class Affinity:
 
     def save(self, path: str | Path) -> None:
         """Write it as a NumPy archive."""
+        costs: dict[str, Any] = {_COSTS + kind: np.array(values) for kind, values in self.costs.items()}
         with Path(path).open("wb") as file:
             np.savez_compressed(
                 file,
@@ -69,6 +79,7 @@ class Affinity:
                 matrix=self.matrix,
                 kind=np.array(self.kind),
                 num_samples=np.array(self.num_samples),
+                **costs,
             )
 
     @classmethod
@@ -88,6 +99,11 @@ class Affinity:
                     matrix=archive["matrix"],
                     kind=str(archive["kind"]),
                     num_samples=int(archive["num_samples"]),
+                    costs={
+                        name.removeprefix(_COSTS): archive[name].tolist()
+                        for name in archive.files
+                        if name.startswith(_COSTS)
+                    },
                 )
         except UserInputError as error:
             raise UserInputError(f"{path}: {error}") from None

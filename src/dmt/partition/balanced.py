@@ -3,6 +3,7 @@
 Shape legend: F points, d dimensions, T groups.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -171,19 +172,10 @@ def _assign_by_size(costs: np.ndarray, bounds: Bounds) -> np.ndarray:
 
 def _assign_by_program(costs: np.ndarray, bounds: Bounds) -> np.ndarray:
     """As a mixed-integer program, where more than sizes is bounded."""
-    num_points, num_groups = costs.shape
-    each, every = sparse.identity(num_groups), np.ones((1, num_points))
-    constraints = [
-        LinearConstraint(sparse.kron(sparse.identity(num_points), np.ones((1, num_groups))), 1, 1),
-        LinearConstraint(sparse.kron(every, each), bounds.smallest, bounds.largest),
-    ]
+    constraints = _constraints(costs, bounds)
     if bounds.costs is not None:
-        constraints.append(LinearConstraint(sparse.kron(bounds.costs[None], each), -np.inf, bounds.max_cost))
-    if bounds.apart:
-        together = np.zeros((len(bounds.apart), num_points))
-        for row, pair in enumerate(bounds.apart):
-            together[row, list(pair)] = 1
-        constraints.append(LinearConstraint(sparse.kron(together, each), -np.inf, 1))
+        of_groups = sparse.kron(bounds.costs[None], sparse.identity(costs.shape[1]))
+        constraints.append(LinearConstraint(of_groups, -np.inf, bounds.max_cost))
     allowed = np.isfinite(costs)
     result = milp(
         np.where(allowed, costs, 0).ravel(),
@@ -196,14 +188,60 @@ def _assign_by_program(costs: np.ndarray, bounds: Bounds) -> np.ndarray:
     return np.asarray(result.x.reshape(costs.shape).argmax(axis=1))
 
 
+def _constraints(costs: np.ndarray, bounds: Bounds) -> list[LinearConstraint]:
+    """One group for each point, sizes, and pairs apart; on variables (F, T) that tell whether a point is in a group."""
+    num_points, num_groups = costs.shape
+    each, every = sparse.identity(num_groups), np.ones((1, num_points))
+    constraints = [
+        LinearConstraint(sparse.kron(sparse.identity(num_points), np.ones((1, num_groups))), 1, 1),
+        LinearConstraint(sparse.kron(every, each), bounds.smallest, bounds.largest),
+    ]
+    if bounds.apart:
+        together = np.zeros((len(bounds.apart), num_points))
+        for row, pair in enumerate(bounds.apart):
+            together[row, list(pair)] = 1
+        constraints.append(LinearConstraint(sparse.kron(together, each), -np.inf, 1))
+    return constraints
+
+
+def _least_max_cost(costs: np.ndarray, bounds: Bounds) -> float | None:
+    """What the costliest group costs in the evenest division that :func:`milp` finds in a while; the rest bounded."""
+    assert bounds.costs is not None
+    size, num_groups = costs.size, costs.shape[1]
+    # One variable more: a bound on every group's cost, to be made least.
+    wider = [
+        LinearConstraint(sparse.hstack([one.A, np.zeros((one.A.shape[0], 1))]), one.lb, one.ub)
+        for one in _constraints(costs, bounds)
+    ]
+    of_groups = sparse.kron(bounds.costs[None], sparse.identity(num_groups))
+    wider.append(LinearConstraint(sparse.hstack([of_groups, -np.ones((num_groups, 1))]), -np.inf, 0))
+    result = milp(
+        np.append(np.zeros(size), 1.0),
+        integrality=np.append(np.ones(size), 0),
+        bounds=OptimizeBounds(0, np.append(np.isfinite(costs).ravel().astype(float), np.inf)),
+        constraints=wider,
+        options={"time_limit": 10, "mip_rel_gap": 1e-3},
+    )
+    return None if result.x is None else float(result.x[-1])
+
+
 def _refusal(costs: np.ndarray, bounds: Bounds) -> UserInputError:
     wanted = [f"{bounds.smallest} to {bounds.largest} features"]
-    if bounds.costs is not None:
-        wanted.append(f"a cost of at most {bounds.max_cost:.6g}")
+    fix = "allow more"
+    counts = Counter(bounds.pinned.values())
     if bounds.pinned:
         wanted.append("the pinned features")
+        fullest, most = counts.most_common(1)[0]
+        if most > bounds.largest:
+            fix = f"{most} are pinned to tower {fullest}, {most - bounds.largest} too many"
     if bounds.apart:
         wanted.append("the pairs kept apart")
+    if bounds.costs is not None:
+        wanted.append(f"a cost of at most {bounds.max_cost:.6g}")
+        least = _least_max_cost(costs, bounds)
+        if least is not None:
+            load = least * costs.shape[1] / bounds.costs.sum()
+            fix = f"the evenest such towers cost up to {least:.6g}, {load:.3f} times their mean: allow that"
     return UserInputError(
-        f"{costs.shape[0]} features cannot be put into {costs.shape[1]} towers with {', '.join(wanted)}; allow more"
+        f"{costs.shape[0]} features cannot be put into {costs.shape[1]} towers with {', '.join(wanted)}; {fix}"
     )

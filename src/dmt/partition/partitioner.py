@@ -3,7 +3,9 @@
 Shape legend: F features, T towers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -18,6 +20,11 @@ from dmt.plan import TowerPlan
 
 LEARNED = ("coherent", "diverse", "spectral")
 BASELINES = ("strided", "contiguous", "random", "greedy")
+AUTO = "auto"
+METHODS = (*LEARNED, AUTO, *BASELINES)
+
+Loss = Callable[[TowerPlan], float]
+"""What a plan costs: the validation loss of a short training run with it, say."""
 
 
 class TowerPartitioner:
@@ -25,13 +32,15 @@ class TowerPartitioner:
 
     Coherent towers have like features, diverse ones unlike ones: features become points whose distances are 1 less
     their affinity, or their affinity, and the points are grouped by constrained K-Means. ``spectral`` groups them by
-    the leading eigenvectors of the affinity's Laplacian instead. The baselines do not look at the affinity: ``strided``
-    and ``contiguous`` deal features out in turn or in blocks, ``random`` shuffles them first, ``greedy`` gives the
-    costliest feature left to the cheapest tower.
+    the leading eigenvectors of the affinity's Laplacian instead. Which of coherent and diverse towers is better varies
+    by model and data: ``auto`` keeps that of the smaller ``loss``. The baselines do not look at the affinity:
+    ``strided`` and ``contiguous`` deal features out in turn or in blocks, ``random`` shuffles them first, ``greedy``
+    gives the costliest feature left to the cheapest tower.
 
     Args:
         num_towers: T.
         method: one of those.
+        loss: of a plan; for ``auto``.
         ratio: the largest tower has at most so many times the features of the smallest; with 1 they differ by one.
         costs: what each feature costs, by name: lookups, bytes of its table, ... Those not named cost 0.
         max_load: the costliest tower costs at most so many times the mean of the towers.
@@ -47,6 +56,7 @@ class TowerPartitioner:
         plan_: the towers, after :meth:`fit`.
         points_: (F, num_dims), in the order of the affinity's features; only of coherent and diverse towers.
         stress_: how far the points' distances are from the wanted ones: sum over pairs of the squared differences.
+        losses_: of the methods that ``auto`` has tried.
 
     Raises:
         UserInputError: an option is out of range or names something unknown.
@@ -65,6 +75,7 @@ class TowerPartitioner:
         num_towers: int,
         *,
         method: str = "coherent",
+        loss: Loss | None = None,
         ratio: float = 1.0,
         costs: Mapping[str, float] | None = None,
         max_load: float | None = None,
@@ -75,8 +86,10 @@ class TowerPartitioner:
         num_starts: int = 8,
         seed: int = 0,
     ) -> None:
-        if method not in (*LEARNED, *BASELINES):
-            raise UserInputError(f"method={method}: give one of {', '.join((*LEARNED, *BASELINES))}")
+        if method not in METHODS:
+            raise UserInputError(f"method={method}: give one of {', '.join(METHODS)}")
+        if (method == AUTO) != (loss is not None):
+            raise UserInputError(f"method={method}: auto, and no other, compares losses; give both, or neither")
         for option, value in (("towers", num_towers), ("num_dims", num_dims), ("num_starts", num_starts)):
             if value < 1:
                 raise UserInputError(f"{option}={value}: give at least 1")
@@ -86,6 +99,7 @@ class TowerPartitioner:
             raise UserInputError(f"max_load={max_load}: there are no costs to bound; give them")
         self.num_towers = num_towers
         self.method = method
+        self.loss = loss
         self.ratio = ratio
         self.costs = dict(costs or {})
         self.max_load = max_load
@@ -104,6 +118,9 @@ class TowerPartitioner:
         """
         names = list(affinity.features)
         self._check_names(names)
+        self.losses_: dict[str, float] = {}
+        if self.loss is not None:
+            return self._keep_best(affinity, self.loss)
         self.points_, self.stress_ = np.empty((0, self.num_dims)), 0.0
         if self.method in ("coherent", "diverse"):
             wanted = distances(affinity.matrix, self.method)  # type: ignore[arg-type]
@@ -121,6 +138,22 @@ class TowerPartitioner:
             # In an order of their own, so that equal divisions are equal plans.
             towers.sort(key=lambda tower: names.index(tower[0]))
         self.plan_ = TowerPlan(towers=towers, method=self.method, record=self._record(affinity, towers))
+        return self
+
+    def _keep_best(self, affinity: Affinity, loss: Loss) -> Self:
+        tried = {}
+        for method in ("coherent", "diverse"):
+            one = tried[method] = copy(self)
+            one.method, one.loss = method, None
+            one.fit(affinity)
+            self.losses_[method] = loss(one.plan_)
+        best = tried[min(self.losses_, key=lambda method: self.losses_[method])]
+        self.points_, self.stress_ = best.points_, best.stress_
+        self.plan_ = TowerPlan(
+            towers=best.plan_.towers,
+            method=f"{AUTO}: {best.method}",
+            record={**best.plan_.record, "losses": {method: round(value, 6) for method, value in self.losses_.items()}},
+        )
         return self
 
     def _record(self, affinity: Affinity, towers: Sequence[Sequence[str]]) -> dict[str, object]:
@@ -219,21 +252,26 @@ class TowerPartitioner:
         heaviest = max(position, key=lambda name: costs[position[name]])
         if costs[position[heaviest]] > self.max_load * costs.sum() / num_towers:
             share = costs[position[heaviest]] * num_towers / costs.sum()
+            parts = int(np.ceil(share / self.max_load))
             raise UserInputError(
                 f"max_load={self.max_load}: feature {heaviest!r} alone costs {share:.2f} times the mean of the towers; "
-                "shard its table row- or column-wise inside the tower, allow more, or use fewer towers"
+                f"cut its embedding into {parts} blocks of columns in a plan by hand ({heaviest}[0:N/{parts}], ...), "
+                "shard its table row-wise over the ranks of its tower and leave it out of the costs, allow more, or "
+                "use fewer towers"
             )
 
     def _baseline(self, names: Sequence[str], num_towers: int, *, first_tower: int) -> np.ndarray:
         size = len(names)
         size_ranges(size, num_towers, self.ratio)  # that the numbers fit
-        if self.method == "strided":
-            return np.arange(size) % num_towers
-        blocks = np.repeat(np.arange(num_towers), [len(part) for part in np.array_split(np.arange(size), num_towers)])
-        if self.method == "contiguous":
-            return blocks
-        if self.method == "random":
-            return np.random.default_rng((self.seed, first_tower)).permutation(blocks)
+        if self.method != "greedy":
+            plan = {
+                "strided": partial(TowerPlan.strided, names),
+                "contiguous": partial(TowerPlan.contiguous, names),
+                # Groups of features are shuffled each in its own way.
+                "random": partial(TowerPlan.random, names, seed=self.seed + first_tower),
+            }[self.method](num_towers=num_towers)
+            tower_of_name = {name: tower for tower, own in enumerate(plan.towers) for name in own}
+            return np.array([tower_of_name[name] for name in names])
         largest = -(-size // num_towers)
         loads, counts = np.zeros(num_towers), np.zeros(num_towers, dtype=int)
         tower_of = np.zeros(size, dtype=int)
@@ -250,6 +288,8 @@ class TowerPartitioner:
 def _spectral_points(affinity: np.ndarray, num_towers: int) -> np.ndarray:
     """Leading eigenvectors of the affinity's Laplacian, (F, T)."""
     weights = np.clip(affinity, 0, None)
+    # A little everywhere: features without any affinity would be graphs of their own.
+    weights += 1e-6 * max(weights.max(), 1e-6)
     np.fill_diagonal(weights, 0)
     with threadpool_limits(1):
         size = min(num_towers, max(len(weights) - 1, 1))

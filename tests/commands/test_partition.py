@@ -18,7 +18,9 @@ BASE = ["--affinity", "affinity.npz", "--towers", "2"]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     matrix = np.full((6, 6), 0.1) + np.kron(np.eye(2), np.full((3, 3), 0.8))
-    Affinity(features=list("abcdef"), matrix=matrix, kind="cosine", num_samples=500).save("affinity.npz")
+    costs = {"lookups": [1, 1, 1, 1, 1, 5], "memory": [1, 1, 1, 1, 1, 15]}
+    affinity = Affinity(features=list("abcdef"), matrix=matrix, kind="cosine", num_samples=500, costs=costs)
+    affinity.save("affinity.npz")
     return tmp_path
 
 
@@ -63,23 +65,63 @@ def test_options_reach_the_partitioner(folder: Path) -> None:
     assert TowerPlan.load("s.yaml").towers == (("a", "c", "e"), ("b", "d", "f"))
 
 
+def test_costs_of_the_affinity_are_balanced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["partition", *BASE, "--balance", "lookups", "--ratio", "5", "--output", "towers.yaml"])
+    assert TowerPlan.load("towers.yaml").record["costs"] in ([5, 5], [4, 6])
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main(["partition", *BASE, "--balance", "lookups", "--max-load", "1.1", "--output", "other.yaml"])
+    # Three and three: the best has the costly feature and two others in one tower.
+    assert "the evenest such towers cost up to 7, 1.400 times their mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.png"])
+def test_a_report_is_drawn(folder: Path, name: str) -> None:
+    main(["partition", *BASE, "--output", "towers.yaml", "--report", name])
+    told = (folder / name).read_bytes()
+    if name.endswith("png"):
+        assert told.startswith(b"\x89PNG")
+        return
+    page = told.decode()
+    for words in (
+        "6 features in 2 towers",
+        "<td>a, b, c</td>",
+        "Strongest pairs",
+        "<td>a and b</td>",
+        "Method: coherent",
+    ):
+        assert words in page
+    assert page.count("data:image/svg+xml;base64,") == 3
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         ("--affinity none.npz", "affinity none.npz: no such file"),
         ("--towers 7", "towers=7: 6 features fill between 1 and 6 towers"),
         ("--output old.yaml", "--output old.yaml: it exists; give another name"),
-        ("--output none/new.yaml", "--output none/new.yaml: .* give a file to write"),
+        ("--output none/new.yaml", "--output none/new.yaml: there is no folder none; make it"),
         ("--costs none.yaml", "--costs none.yaml: .* give a YAML file"),
         ("--costs old.yaml", "--costs old.yaml: give numbers of at least 0 by name"),
         ("--groups old.yaml", "--groups old.yaml: give a list of lists of features"),
         ("--pin a", "--pin a: write NAME=TOWER"),
         ("--apart a", "--apart a: write two names"),
         ("--method best", "--method: invalid choice: 'best'"),
+        ("--method auto", "--method auto: it trains a model with towers; give its configuration"),
+        ("--report new.txt", "--report new.txt: give a name that ends in .html"),
+        ("--report old.html", "--report old.html: it exists"),
+        ("--report none/new.html", "--report none/new.html: there is no folder none"),
+        ("--balance rows", "--balance rows: the affinity has no such costs; it knows lookups, memory"),
+        ("--balance memory --costs old.yaml", "--balance memory: --costs old.yaml says it too"),
+        ("--balance memory", "max_load=1.25: feature 'f' alone costs 1.50 times the mean of the towers; cut .* into 2"),
+        ("--save-affinity new.npz", "--save-affinity new.npz: nothing is measured; give --checkpoint"),
+        ("--steps 0", "--steps 0: give at least 1"),
+        ("--checkpoint none.ckpt", "--checkpoint: not allowed with argument --affinity"),
     ],
 )
 def test_wrong_input_is_named(folder: Path, words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "old.yaml").write_text("towers")
+    for name in ("old.yaml", "old.html"):
+        (folder / name).write_text("towers")
     given = dict(zip(words.split()[::2], words.split()[1::2], strict=True))
     options = {"--affinity": "affinity.npz", "--towers": "2", "--output": "new.yaml"} | given
     with pytest.raises(SystemExit, match="2"):

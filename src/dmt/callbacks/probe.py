@@ -1,0 +1,140 @@
+"""What probes of a trained model have in common: when they measure, what on, where they write, and what it took.
+
+Shapes: B samples, F features, N embedding dim.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torchrec.datasets.utils import Batch
+
+from dmt.errors import UserInputError, check_positive
+from dmt.modules.click_model import ClickModel
+from dmt.modules.stage import Stage
+from dmt.modules.towers import PassThrough, TowerModule
+from dmt.partition.affinity import Affinity
+
+_FLOAT_BYTES = 4
+
+
+class Probe(Callback, ABC):
+    """Measures a number for each pair of features when ``fit`` has ended, and writes it into the run's folder.
+
+    It looks at validation batches, under any strategy, and says how long that took beside training. For flat models,
+    whose towers pass embeddings on as they are. `dmt partition` makes towers of the file, and probes a checkpoint where
+    there is none.
+
+    Args:
+        num_batches: batches of all ranks together to look at.
+    """
+
+    file: ClassVar[str]
+
+    def __init__(self, num_batches: int) -> None:
+        check_positive(type(self).__name__, num_batches=num_batches)
+        self.num_batches = num_batches
+        self._seconds_training = 0.0
+
+    @abstractmethod
+    def measure(self, trainer: pl.Trainer, model: ClickModel) -> Affinity:
+        """Look at the model; every rank calls it and gets the same."""
+
+    def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> ClickModel:
+        """The module, if it can be probed.
+
+        Raises:
+            UserInputError: it is no flat ClickModel, or there are no validation batches.
+        """
+        name = type(self).__name__
+        if not isinstance(module, ClickModel):
+            raise UserInputError(
+                f"{name}: a probe reads a ClickModel's features, and not a {type(module).__name__}'s; leave it out",
+                on_every_rank=True,
+            )
+        if not trainer.limit_val_batches:
+            raise UserInputError(
+                f"{name}: limit_val_batches=0, and a probe looks at validation batches; let it validate, or leave the "
+                "probe out",
+                on_every_rank=True,
+            )
+        towers = [child for child in module.modules() if isinstance(child, TowerModule)]
+        is_whole = model_stage(module).out_features == len(module.schema.feature_names)
+        if not is_whole or not all(isinstance(tower, PassThrough) for tower in towers):
+            raise UserInputError(
+                f"{name}: the model has tower modules, which change embeddings; train a flat one, "
+                "--model.tower PassThrough",
+                on_every_rank=True,
+            )
+        return module
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.check(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seconds_training = -time.monotonic()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seconds_training += time.monotonic()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        started = time.monotonic()
+        affinity = self.measure(trainer, self.check(trainer, pl_module))
+        folder = trainer.log_dir  # a collective: every rank asks
+        seconds = time.monotonic() - started
+        if trainer.is_global_zero:
+            path = Path(folder or trainer.default_root_dir) / self.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            affinity.save(path)
+            print(
+                f"wrote {path}: {affinity.kind} of each pair of features over {affinity.num_samples:,} samples, in "
+                f"{seconds:.1f} s ({100 * seconds / self._seconds_training:.1f} % of training's "
+                f"{self._seconds_training:.0f} s)"
+            )
+
+    def batches(self, trainer: pl.Trainer) -> Iterator[Batch]:
+        """The first validation batches, on the device."""
+        for batch in islice(trainer.datamodule.val_dataloader(), self.num_batches):  # type: ignore[attr-defined]
+            yield trainer.strategy.batch_to_device(batch)
+
+
+def model_stage(module: pl.LightningModule) -> Stage:
+    """The model's tower stage."""
+    return next(child for child in module.modules() if isinstance(child, Stage))
+
+
+def pair_sums(model: ClickModel, device: torch.device) -> Tensor:
+    """Zeros (F, F) to sum over samples, in double precision."""
+    size = len(model.schema.feature_names)
+    return torch.zeros(size, size, dtype=torch.float64, device=device)
+
+
+def make_affinity(model: ClickModel, matrix: Tensor, *, kind: str, num_samples: int) -> Affinity:
+    """The affinity of a matrix (F, F) whose rows are in the order of the towers' outputs, with what features cost."""
+    names = list(model.resolved_plan.feature_names)
+    # In the data's order, which baselines go by.
+    order = [names.index(name) for name in model.schema.feature_names]
+    columns = model.schema.categorical
+    widths = [(model.table_dims or {}).get(column.table, model.embedding_dim) for column in columns]
+    sharers = [sum(other.table == column.table for other in columns) for column in columns]
+    return Affinity(
+        features=model.schema.feature_names,
+        matrix=matrix[order][:, order].cpu().numpy(),
+        kind=kind,
+        num_samples=num_samples,
+        costs={
+            "lookups": [column.mean_length for column in columns],
+            "memory": [
+                column.num_embeddings * width * _FLOAT_BYTES / sharing
+                for column, width, sharing in zip(columns, widths, sharers, strict=True)
+            ],
+            "outputs": [model.embedding_dim * _FLOAT_BYTES for _ in columns],
+        },
+    )

@@ -1,0 +1,1 @@
+"""Verbs of the ``dmt`` command that look at trained models."""

@@ -1,0 +1,265 @@
+"""``dmt explain``: how much each tower, and each pair of towers, contributes to the prediction.
+
+Shapes: B samples, O_t outputs of tower t, T towers, D output dim.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations, islice
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+from torchrec.datasets.utils import Batch
+
+from dmt import pages
+from dmt.commands.trained import visit
+from dmt.errors import OneLineParser, UserInputError, check_new_file
+from dmt.modules.click_model import ClickModel
+from dmt.modules.stage import TowerStage, given_outputs
+from dmt.plan import TowerPlan
+
+_DESCRIPTION = """\
+How much each tower, and each pair of towers, contributes to a trained model's prediction. The outputs of a tower are
+dealt out anew among the samples of each validation batch, so that they tell nothing of the sample that they are given
+to; what the AUC loses by that is the tower's contribution (permutation importance, Breiman 2001). Two towers act
+together as far as dealing out both at once loses less than dealing out each: what they give only with each other is
+then lost once, not twice.
+
+examples:
+  dmt explain --checkpoint RUN/checkpoints/NAME.ckpt
+  dmt explain --checkpoint RUN/checkpoints/NAME.ckpt --batches 50 --report towers.html
+"""
+
+Towers = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """What one or two towers give.
+
+    Args:
+        towers: their places in the plan.
+        auc_drop: what the AUC loses without what they tell; a pair's is that of both at once.
+        deviation: of the drop over repeats; NaN of a single one.
+        together: of a pair, the sum of its towers' drops less its own.
+    """
+
+    towers: Towers
+    auc_drop: float
+    deviation: float
+    together: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Contributions to the predictions of a model.
+
+    Args:
+        auc: of the model as it is.
+        num_samples: validation samples looked at.
+        single: of each of the T towers.
+        pairs: of each pair of them.
+    """
+
+    auc: float
+    num_samples: int
+    single: Sequence[Contribution]
+    pairs: Sequence[Contribution]
+
+
+def explain(model: ClickModel, batches: Sequence[Batch], *, num_repeats: int = 3, seed: int = 0) -> Explanation:
+    """Measure the contribution of each tower and pair of towers.
+
+    Args:
+        model: trained, in one process.
+        batches: on the model's device.
+        num_repeats: times that outputs are dealt out anew.
+        seed: of how.
+    """
+    stage = next(child for child in model.modules() if isinstance(child, TowerStage))
+    places = _places([tower.out_features for tower in stage.tower_modules])
+    wanted: list[Towers] = [(t,) for t in range(len(places))]
+    wanted += list(combinations(range(len(places)), 2))
+    labels = torch.cat([batch.labels for batch in batches]).int()
+    auc, drops = 0.0, dict[Towers, list[float]]()
+    for repeat in range(num_repeats):
+        random = torch.Generator().manual_seed(seed + repeat)
+        scores: dict[Towers, list[Tensor]] = {}
+        for batch in batches:
+            for towers, logits in _permuted_logits(model, stage, batch, places=places, wanted=wanted, random=random):
+                scores.setdefault(towers, []).append(logits)
+        aucs = {towers: float(binary_auroc(torch.cat(parts).sigmoid(), labels)) for towers, parts in scores.items()}
+        auc = aucs[()]
+        for towers in wanted:
+            drops.setdefault(towers, []).append(auc - aucs[towers])
+    mean = {towers: fmean(values) for towers, values in drops.items()}
+
+    def contribution(towers: Towers) -> Contribution:
+        return Contribution(
+            towers=towers,
+            auc_drop=mean[towers],
+            deviation=stdev(drops[towers]) if num_repeats > 1 else float("nan"),
+            together=sum(mean[(t,)] for t in towers) - mean[towers],
+        )
+
+    found = [contribution(towers) for towers in wanted]
+    return Explanation(auc=auc, num_samples=len(labels), single=found[: len(places)], pairs=found[len(places) :])
+
+
+def _places(widths: Sequence[int]) -> list[slice]:
+    """Where each tower's outputs are among those of the stage."""
+    ends = np.cumsum(widths).tolist()
+    return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+
+
+@torch.no_grad()
+def _permuted_logits(
+    model: ClickModel,
+    stage: TowerStage,
+    batch: Batch,
+    *,
+    places: Sequence[slice],
+    wanted: Sequence[Towers],
+    random: torch.Generator,
+) -> Iterator[tuple[Towers, Tensor]]:
+    """Logits (B,) as they are, by ``()``, and with the outputs of each of the wanted towers dealt out anew."""
+    own = stage(batch.sparse_features)  # (B, O, D)
+    order = torch.randperm(len(own), generator=random).to(own.device)
+    for towers in ((), *wanted):
+        outputs = own.clone()
+        for tower in towers:
+            outputs[:, places[tower]] = own[order][:, places[tower]]
+        with given_outputs(stage, outputs):
+            yield towers, model(batch).float()
+
+
+def run_explain_command(arguments: list[str]) -> None:
+    """``dmt explain --checkpoint FILE``."""
+    options = _parse(arguments)
+    found: list[tuple[Explanation, TowerPlan]] = []
+
+    def look(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, ClickModel)
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        batches = [trainer.strategy.batch_to_device(batch) for batch in islice(loader, options.batches)]
+        found.append((explain(module, batches, num_repeats=options.repeats), module.resolved_plan))
+
+    visit(options.checkpoint, look, config=options.config, num_batches=options.batches)
+    [(explanation, plan)] = found
+    if options.report is not None:
+        try:
+            write_report(explanation, plan, options.report)
+        except OSError as error:
+            raise UserInputError(f"--report {options.report}: {error}; give a file to write") from None
+    if options.json:
+        print(json.dumps(_as_dict(explanation, plan), indent=2))
+    else:
+        _print(explanation, plan)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="dmt explain", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of `dmt fit`, of any layout")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="default: that of the checkpoint's run")
+    parser.add_argument(
+        "--batches", type=int, default=50, metavar="N", help="validation batches to look at (default 50)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="times to deal out (default 3)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="page or picture: .html, .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    options = parser.parse_args(arguments[1:])
+    for name in ("batches", "repeats"):
+        if getattr(options, name) < 1:
+            raise UserInputError(f"--{name} {getattr(options, name)}: give at least 1")
+    check_new_file("--report", options.report)
+    pages.check_suffix("--report", options.report)
+    return options
+
+
+def _as_dict(explanation: Explanation, plan: TowerPlan) -> dict[str, Any]:
+    return asdict(explanation) | {"features": [list(tower) for tower in plan.towers]}
+
+
+def _tables(explanation: Explanation, plan: TowerPlan) -> list[pages.Table]:
+    single = [
+        [str(t), f"{one.auc_drop:.4f}", f"{one.deviation:.4f}", ", ".join(plan.towers[t])]
+        for one in explanation.single
+        for t in one.towers
+    ]
+    strongest = sorted(explanation.pairs, key=lambda pair: -pair.together)[:10]
+    pairs = [
+        [" and ".join(map(str, pair.towers)), f"{pair.together:.4f}", f"{pair.auc_drop:.4f}"] for pair in strongest
+    ]
+    return [
+        pages.Table(header=["tower", "AUC drop", "deviation", "features"], rows=single),
+        pages.Table(header=["towers", "together", "AUC drop of both"], rows=pairs),
+    ]
+
+
+def _print(explanation: Explanation, plan: TowerPlan) -> None:
+    print(f"AUC {explanation.auc:.4f} on {explanation.num_samples:,} validation samples")
+    for told in _tables(explanation, plan):
+        table = Table(*told.header)
+        for row in told.rows:
+            table.add_row(*row)
+        if told.rows:
+            Console().print(table)
+
+
+def write_report(explanation: Explanation, plan: TowerPlan, path: Path) -> None:
+    """Write a page where the path ends in ``.html``, else a picture."""
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    for axes, picture in zip(figure.subplots(1, 2), (_draw_single, _draw_pairs), strict=True):
+        picture(axes, explanation)
+    if path.suffix != ".html":
+        figure.savefig(path, dpi=120)
+        return
+    single, pairs = _tables(explanation, plan)
+    told = f"AUC {explanation.auc:.4f} on {explanation.num_samples:,} validation samples."
+    pages.write_page(
+        path,
+        title=f"What {len(plan.towers)} towers contribute",
+        sections=[
+            pages.Section(heading="Towers", text=[told], tables=[single], pictures=[figure]),
+            pages.Section(heading="Pairs that act together most", tables=[pairs]),
+        ],
+    )
+
+
+def _draw_single(axes: Axes, explanation: Explanation) -> None:
+    drops = [one.auc_drop for one in explanation.single]
+    errors = np.nan_to_num([one.deviation for one in explanation.single])
+    axes.bar(range(len(drops)), drops, yerr=errors, color="#0072B2", ecolor="#E69F00")
+    axes.set_xticks(range(len(drops)))
+    axes.set_xlabel("tower")
+    axes.set_ylabel("AUC drop")
+    axes.set_title("AUC drop without a tower")
+
+
+def _draw_pairs(axes: Axes, explanation: Explanation) -> None:
+    size = len(explanation.single)
+    matrix = np.full((size, size), np.nan)
+    for pair in explanation.pairs:
+        t, u = pair.towers
+        matrix[t, u] = matrix[u, t] = pair.together
+    image = axes.imshow(matrix, cmap="cividis")
+    axes.figure.colorbar(image, ax=axes, label="AUC")
+    axes.set_xticks(range(size))
+    axes.set_yticks(range(size))
+    axes.set_xlabel("tower")
+    axes.set_ylabel("tower")
+    axes.set_title("how far two towers act together")

@@ -1,0 +1,305 @@
+"""``dmt partition``: its options, and what it prints and draws."""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import yaml
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from dmt import pages
+from dmt.errors import OneLineParser, UserInputError, check_new_file
+from dmt.partition.affinity import Affinity
+from dmt.partition.drawing import PICTURES, draw, mean_within, strongest_pairs, tower_costs
+from dmt.partition.partitioner import AUTO, METHODS, Loss, TowerPartitioner
+from dmt.plan import TowerPlan
+
+_DESCRIPTION = """\
+Put features into towers (paper section 3.3). The affinity of features is what dmt.callbacks.InteractionProbe or
+AffinityProbe leave in the folder of a run of a flat model; or a checkpoint of one is probed here. The plan is used by
+`dmt fit --model.plan FILE`.
+
+methods:
+  coherent    towers of like features: points at distances of 1 less the affinity, in groups of even sizes
+  diverse     towers of unlike features: points at distances of the affinity
+  auto        whichever of these two has the smaller validation loss after a short training run of --config
+  spectral    towers of like features, by the eigenvectors of the affinity's Laplacian
+  strided, contiguous, random, greedy   baselines that do not look at the affinity
+
+examples:
+  dmt partition --affinity RUN/interaction.npz --towers 4 --output towers.yaml --report towers.html
+  dmt partition --checkpoint RUN/checkpoints/NAME.ckpt --probe cosine --towers 8 --balance memory --output towers.yaml
+"""
+
+
+def run_partition_command(arguments: list[str]) -> None:
+    """``dmt partition --affinity FILE|--checkpoint FILE --towers T --output FILE``."""
+    options = _parse(arguments)
+    for name in ("output", "report", "save_affinity"):
+        check_new_file(f"--{name.replace('_', '-')}", getattr(options, name))
+    affinity = Affinity.load(options.affinity) if options.affinity else _probe(options)
+    costs = _costs(options, affinity)
+    partitioner = TowerPartitioner(
+        options.towers,
+        method=options.method,
+        loss=_loss(options),
+        ratio=options.ratio,
+        costs=costs,
+        max_load=options.max_load,
+        groups=_groups(options.groups),
+        pinned=dict(_pin(text) for text in options.pin),
+        apart=[_pair(text) for text in options.apart],
+        num_dims=options.dims,
+        seed=options.seed,
+    )
+    started = time.monotonic()
+    plan = partitioner.fit(affinity).plan_
+    seconds = time.monotonic() - started
+    if options.costs is not None:
+        affinity = replace(affinity, costs={"cost": [costs.get(name, 0.0) for name in affinity.features]})
+    _write("--output", options.output, plan.save)
+    if options.report is not None:
+        _write("--report", options.report, partial(write_report, affinity, plan))
+    _print(affinity, plan, partitioner.losses_)
+    print(f"{len(affinity.features)} features into {options.towers} towers in {seconds:.1f} s: {options.output}")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="dmt partition", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_argument_group("where the affinity is from").add_mutually_exclusive_group(required=True)
+    source.add_argument("--affinity", type=Path, metavar="FILE", help="affinity.npz or interaction.npz of a run")
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="checkpoint of a flat model")
+    probe = parser.add_argument_group("with --checkpoint")
+    probe.add_argument(
+        "--probe",
+        choices=["interaction", "cosine", "signed_cosine"],
+        default="interaction",
+        help="what to measure (default: how much two features act together on the prediction)",
+    )
+    probe.add_argument("--batches", type=int, metavar="N", help="validation batches to look at (default: the probe's)")
+    probe.add_argument("--save-affinity", type=Path, metavar="FILE", help="keep what was measured")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="with --checkpoint, configuration of its model and data (default: that of its run); with --method auto, "
+        "of the model with towers",
+    )
+    parser.add_argument("--towers", type=int, required=True, metavar="T", help="number of towers")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="YAML file to write")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="page or picture: .html, .png, .svg or .pdf")
+    parser.add_argument("--method", choices=METHODS, default="coherent", help="default: coherent")
+    parser.add_argument("--steps", type=int, default=300, metavar="N", help="of auto's training runs (default 300)")
+    parser.add_argument("--dims", type=int, default=2, metavar="D", help="of the points (default 2, as in the paper)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random starts (default 0)")
+    bounds = parser.add_argument_group("bounds")
+    bounds.add_argument(
+        "--ratio", type=float, default=1.0, metavar="K", help="largest tower at most K times the smallest (default 1)"
+    )
+    bounds.add_argument(
+        "--balance",
+        metavar="KIND",
+        help="what towers shall cost alike: lookups, memory (of the tables) or outputs (bytes of the embeddings)",
+    )
+    bounds.add_argument(
+        "--costs", type=Path, metavar="FILE", help="YAML file with what each feature costs, NAME: NUMBER"
+    )
+    bounds.add_argument(
+        "--max-load",
+        type=float,
+        metavar="X",
+        help="costliest tower at most X times the mean of the towers (default 1.25 with --balance)",
+    )
+    bounds.add_argument("--groups", type=Path, metavar="FILE", help="YAML list of lists of features to divide apart")
+    bounds.add_argument(
+        "--pin", action="append", default=[], metavar="NAME=TOWER", help="a feature's tower; repeatable"
+    )
+    bounds.add_argument(
+        "--apart", action="append", default=[], metavar="NAME,NAME", help="not in one tower; repeatable"
+    )
+    options = parser.parse_args(arguments[1:])
+    _check(options)
+    return options
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.balance and options.costs:
+        raise UserInputError(f"--balance {options.balance}: --costs {options.costs} says it too; give one of them")
+    if options.balance and options.max_load is None:
+        options.max_load = 1.25
+    if options.save_affinity and not options.checkpoint:
+        raise UserInputError(f"--save-affinity {options.save_affinity}: nothing is measured; give --checkpoint")
+    if options.method == AUTO and not options.config:
+        raise UserInputError("--method auto: it trains a model with towers; give its configuration by --config FILE")
+    pages.check_suffix("--report", options.report)
+    for name in ("steps", "batches"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UserInputError(f"--{name} {getattr(options, name)}: give at least 1")
+
+
+def _probe(options: argparse.Namespace) -> Affinity:
+    # torch comes with them, which the other ways do without.
+    import lightning.pytorch as pl
+
+    from dmt.callbacks import AffinityProbe, InteractionProbe
+    from dmt.commands.trained import visit
+
+    batches = {} if options.batches is None else {"num_batches": options.batches}
+    probe = (
+        InteractionProbe(**batches, seed=options.seed)
+        if options.probe == "interaction"
+        else AffinityProbe(**batches, kind=options.probe)
+    )
+    found: list[Affinity] = []
+
+    def look(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        found.append(probe.measure(trainer, probe.check(trainer, module)))
+
+    # With auto, --config is of the model with towers.
+    config = None if options.method == AUTO else options.config
+    visit(options.checkpoint, look, config=config, num_batches=probe.num_batches)
+    if options.save_affinity:
+        _write("--save-affinity", options.save_affinity, found[0].save)
+    return found[0]
+
+
+def _loss(options: argparse.Namespace) -> Loss | None:
+    if options.method != AUTO:
+        return None
+    from dmt.commands.trained import short_training
+
+    return partial(short_training, options.config, num_steps=options.steps)
+
+
+def write_report(affinity: Affinity, plan: TowerPlan, path: Path) -> None:
+    """Draw an affinity and its towers: a page where the path ends in ``.html``, else a picture."""
+    if path.suffix != ".html":
+        draw(affinity, plan).savefig(path, dpi=120)
+        return
+    costs = tower_costs(affinity, plan)
+    towers = pages.Table(
+        header=["tower", *costs, "mean affinity", "names"],
+        rows=[
+            [
+                str(index),
+                *(f"{values[index]:,.6g}" for values in costs.values()),
+                f"{mean_within(affinity, [tower]):.3f}",
+                ", ".join(tower),
+            ]
+            for index, tower in enumerate(plan.towers)
+        ],
+    )
+    pairs = {
+        what: pages.Table(
+            header=[what, affinity.kind],
+            rows=[
+                [" and ".join(pair.names), f"{pair.affinity:.3f}"]
+                for pair in strongest_pairs(affinity, plan, are_kept=are_kept)
+            ],
+        )
+        for what, are_kept in (("share a tower", True), ("are cut", False))
+    }
+    record = [f"{name}: {value}" for name, value in plan.record.items()]
+    pages.write_page(
+        path,
+        title=f"{len(affinity.features)} features in {len(plan.towers)} towers",
+        sections=[
+            pages.Section(
+                heading="Towers",
+                text=[f"Method: {plan.method}. {'; '.join(record)}.", _summary(affinity, plan)],
+                tables=[towers],
+                pictures=[_picture("balance", affinity, plan)],
+            ),
+            pages.Section(
+                heading="Affinity",
+                text=[f"{affinity.kind}, over {affinity.num_samples:,} samples; features are ordered by tower."],
+                pictures=[_picture("affinity", affinity, plan)],
+            ),
+            pages.Section(heading="Map", pictures=[_picture("map", affinity, plan)]),
+            pages.Section(heading="Strongest pairs", tables=list(pairs.values())),
+        ],
+    )
+
+
+def _picture(name: str, affinity: Affinity, plan: TowerPlan) -> Figure:
+    figure = Figure(figsize=(9, 4) if name == "balance" else (9, 7), layout="constrained")
+    PICTURES[name](figure.subplots(), affinity, plan)
+    return figure
+
+
+def _print(affinity: Affinity, plan: TowerPlan, losses: dict[str, float]) -> None:
+    costs = tower_costs(affinity, plan)
+    table = Table("tower", *costs, "mean affinity", "names")
+    for index, tower in enumerate(plan.towers):
+        numbers = [f"{values[index]:,.6g}" for values in costs.values()]
+        table.add_row(str(index), *numbers, f"{mean_within(affinity, [tower]):.3f}", " ".join(tower))
+    Console().print(table)
+    print(_summary(affinity, plan))
+    for method, loss in losses.items():
+        print(f"{method}: validation log loss {loss:.5f}")
+
+
+def _summary(affinity: Affinity, plan: TowerPlan) -> str:
+    within, overall = mean_within(affinity, plan.towers), mean_within(affinity, [affinity.features])
+    return f"mean affinity of two features of a tower {within:.3f}, of any two {overall:.3f}"
+
+
+def _write(option: str, path: Path, save: Callable[[Path], None]) -> None:
+    try:
+        save(path)
+    except OSError as error:
+        raise UserInputError(f"{option} {path}: {error}; give a file to write") from None
+
+
+def _costs(options: argparse.Namespace, affinity: Affinity) -> dict[str, float]:
+    if options.balance is not None:
+        if options.balance not in affinity.costs:
+            known = f"it knows {', '.join(affinity.costs)}" if affinity.costs else "it knows none; give --costs FILE"
+            raise UserInputError(f"--balance {options.balance}: the affinity has no such costs; {known}")
+        return dict(zip(affinity.features, affinity.costs[options.balance], strict=True))
+    content = _read_yaml(options.costs, "--costs")
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(v, int | float) and v >= 0 for v in content.values()):
+        raise UserInputError(f"--costs {options.costs}: give numbers of at least 0 by name, for example C1: 45.8")
+    return {str(name): float(value) for name, value in content.items()}
+
+
+def _groups(file: Path | None) -> list[list[str]]:
+    content = _read_yaml(file, "--groups")
+    if content is None:
+        return []
+    if not isinstance(content, list) or not all(isinstance(group, list) for group in content):
+        raise UserInputError(f"--groups {file}: give a list of lists of features, for example [[user, age], [item]]")
+    return [[str(name) for name in group] for group in content]
+
+
+def _read_yaml(file: Path | None, option: str) -> object:
+    if file is None:
+        return None
+    try:
+        content: object = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserInputError(f"{option} {file}: {str(error).splitlines()[0]}; give a YAML file") from None
+    return content
+
+
+def _pin(text: str) -> tuple[str, int]:
+    name, _, tower = text.rpartition("=")
+    if not name or not tower.isdigit():
+        raise UserInputError(f"--pin {text}: write NAME=TOWER, for example user_id=0")
+    return name, int(tower)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    words = text.split(",")
+    if len(words) != 2 or not all(words):
+        raise UserInputError(f"--apart {text}: write two names, for example user_id,item_id")
+    return words[0], words[1]

@@ -1,0 +1,107 @@
+"""A report as one HTML file that needs nothing else: headings, words, tables and pictures."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+from dmt.errors import UserInputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text under a header; the first column is words, the others numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a page.
+
+    Args:
+        heading: its title.
+        text: paragraphs.
+        tables: below them.
+        pictures: below those.
+    """
+
+    heading: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Figure] = field(default=())
+
+
+def check_suffix(option: str, path: Path | None) -> None:
+    """Raise :class:`UserInputError` where an option names neither a page nor a picture."""
+    if path is not None and path.suffix not in (".html", ".png", ".svg", ".pdf"):
+        raise UserInputError(f"{option} {path}: give a name that ends in .html, .png, .svg or .pdf")
+
+
+def write_page(path: Path, *, title: str, sections: Sequence[Section]) -> None:
+    """Write the sections as one HTML file, right on narrow and wide screens and on paper."""
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE)
+    pictures = [[_data_uri(picture) for picture in section.pictures] for section in sections]
+    path.write_text(page.render(title=title, sections=list(zip(sections, pictures, strict=True))), encoding="utf-8")
+
+
+def _data_uri(figure: Figure) -> str:
+    buffer = BytesIO()
+    # The same picture is the same bytes.
+    with mpl.rc_context({"svg.hashsalt": "dmt"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+_TEMPLATE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 0 auto;
+       padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ccc; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.5rem 0; }
+th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: right; border-bottom: 1px solid #e5e5e5; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; }
+img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0; }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; } section, img, tr { break-inside: avoid; }
+               .wide { overflow: visible; } }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+{% for section, pictures in sections %}
+<section>
+<h2>{{ section.heading }}</h2>
+{% for paragraph in section.text %}
+<p>{{ paragraph }}</p>
+{% endfor %}
+{% for table in section.tables %}
+<div class="wide"><table>
+<thead><tr>{% for cell in table.header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in table.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table></div>
+{% endfor %}
+{% for picture in pictures %}
+<img src="{{ picture }}" alt="{{ section.heading }}">
+{% endfor %}
+</section>
+{% endfor %}
+</body>
+</html>
+"""
