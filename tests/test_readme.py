@@ -16,6 +16,7 @@ from dmt.cli import main
 from dmt.datamodules import TabularClicks
 from dmt.lightning_cli import DmtCLI
 from dmt.partition import Affinity
+from tests.commands.runs import write_run as finished_run
 from tests.preprocess.criteo_cases import draw_lines, write_log
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,9 @@ def write_run(folder: Path) -> dict[str, str]:
         "learned.yaml": str(folder / "learned.yaml"),
         "learned.html": str(folder / "learned.html"),
         "towers.yaml": str(folder / "towers.yaml"),
+        "runs/quickstart": str(finished_run(folder / "quickstart", 0.71)),
+        "runs/quickstart_flat": str(finished_run(folder / "quickstart_flat", 0.72, width=8)),
+        "quickstart_report": str(folder / "report"),
         "PATH": str(folder),
         "columns.yaml": str(folder / "columns.yaml"),
     }
@@ -118,6 +122,9 @@ def test_readme_commands_parse(command: list[str], tmp_path: Path, capsys: pytes
     elif filled[:2] == ["preprocess", "tabular"]:
         main(filled)
         assert "review it" in capsys.readouterr().out
+    elif filled[0] == "report":
+        main(filled)
+        assert "wrote" in capsys.readouterr().out
     elif filled[0] == "explain":
         main(filled)
         assert "AUC drop" in capsys.readouterr().out

@@ -93,7 +93,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
 
         return run_sweep_command
     if name == "report":
-        from dmt.report import run_report
+        from dmt.commands.report import run_report
 
         return run_report
     import difflib

@@ -25,7 +25,7 @@ from dmt.describe import Layout, describe, print_description
 from dmt.errors import UserInputError
 from dmt.modules import ClickModel, click_metrics
 from dmt.modules.limits import check_trainer
-from dmt.report import RunSummary
+from dmt.runs import RunSummary
 from dmt.strategies import SpttStrategy, Topology, TorchRecStrategy, TowerCheckpointIO, TowerStrategy
 
 _STRATEGY_CLASSES = {strategy.__name__: strategy.strategy_name for strategy in (SpttStrategy, TorchRecStrategy)}

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: headings, words, tables and pictures."""
+"""A report as one HTML file that needs nothing else, or as Markdown: headings, words, tables and pictures."""
 
 import base64
 from collections.abc import Sequence
@@ -51,12 +51,35 @@ def write_page(path: Path, *, title: str, sections: Sequence[Section]) -> None:
     path.write_text(page.render(title=title, sections=list(zip(sections, pictures, strict=True))), encoding="utf-8")
 
 
+def write_markdown(path: Path, *, title: str, sections: Sequence[Section]) -> None:
+    """Write the sections as Markdown, and their pictures as files beside it."""
+    lines = [f"# {title}", ""]
+    number = 0
+    for section in sections:
+        lines += [f"## {section.heading}", ""]
+        for paragraph in section.text:
+            lines += [paragraph, ""]
+        for table in section.tables:
+            rows = [table.header, ["---"] * len(table.header), *table.rows]
+            lines += [*("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows), ""]
+        for picture in section.pictures:
+            number += 1
+            file = path.with_name(f"{path.stem}_{number}.svg")
+            file.write_bytes(_svg(picture))
+            lines += [f"![{section.heading}]({file.name})", ""]
+    path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+
+
 def _data_uri(figure: Figure) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(_svg(figure)).decode()
+
+
+def _svg(figure: Figure) -> bytes:
     buffer = BytesIO()
     # The same picture is the same bytes.
     with mpl.rc_context({"svg.hashsalt": "dmt"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 _TEMPLATE = """\
