@@ -15,6 +15,7 @@ _HOME = {
     "FeatureSchema": "dmt.schema",
     "TowerPlan": "dmt.plan",
     "UserInputError": "dmt.errors",
+    "quiet_libraries": "dmt.quiet",
     "ClickModel": "dmt.modules",
     "DCN": "dmt.modules",
     "DCNTower": "dmt.modules",

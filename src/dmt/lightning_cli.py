@@ -1,12 +1,12 @@
 """The verbs of the ``dmt`` command that read a training configuration: LightningCLI over ClickModel and data."""
 
 import difflib
+import importlib
+import inspect
 import json
-import logging
 import os
 import re
 import sys
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from dmt.describe import Layout, describe, print_description
 from dmt.errors import UserInputError
 from dmt.modules import ClickModel, click_metrics
 from dmt.modules.limits import check_trainer
+from dmt.quiet import quiet_libraries
 from dmt.runs import RunSummary
 from dmt.strategies import SpttStrategy, Topology, TorchRecStrategy, TowerCheckpointIO, TowerStrategy
 
@@ -65,7 +66,8 @@ class DmtCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises instead of printing its usage, page after page."""
-        return super().init_parser(**kwargs, exit_on_error=False)
+        # Nor does it take --trainer.max_epoch for max_epochs: what is not a name is a typo.
+        return super().init_parser(**kwargs, exit_on_error=False, allow_abbrev=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -274,31 +276,9 @@ class _DescribeCLI(RunCLI):
         parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
 
 
-def _quiet_libraries() -> None:
-    """Drop messages of the libraries that a user of this command can do nothing about."""
-    # Lightning 2.6 uses a class that torch 2.13 has deprecated.
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    # It warns that arguments are given twice; they are the same ones.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-    # Our loaders keep the data's order, so predictions need no indices.
-    warnings.filterwarnings("ignore", message=".*infer the batch indices.*")
-    # Lightning says of a test that the folder of its checkpoint is not that of the run.
-    warnings.filterwarnings("ignore", message="The dirpath has changed")
-    logging.getLogger("torchrec.distributed.comm").setLevel(logging.ERROR)  # lists its process groups as warnings
-    # TorchRec's row-wise sharding calls torch 2.13's collectives by their old names.
-    warnings.filterwarnings("ignore", message=r".torch\.distributed\.\w+_tensor. is deprecated")
-    # torch 2.13's compiler calls what torch 2.13 has deprecated.
-    warnings.filterwarnings("ignore", message=r".torch\._prims_common\.check. is deprecated")
-    # torchrec asks torch a question in a way that torch comments on, once a process.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    adverts = ("💡 Tip", "GPU available", "TPU available")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(adverts))
-
-
 def parsed_cli(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
     """``cli(arguments)``, with the parser's complaints brought down to one line."""
-    _quiet_libraries()
+    quiet_libraries()
     try:
         return cli(arguments, run=run)
     except ArgumentError as error:
@@ -318,7 +298,10 @@ def parsed_cli(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
                 ) from error
         told = " ".join(line for line in lines if line and not line.startswith(noise))
         _check_class_path(told)
-        raise UserInputError(f"{told}; see dmt {arguments[0]} --help") from error
+        hint = _nearest_option(told)
+        told = re.sub(r"Type collections\.abc\.Callable.* expects a function or a callable class: ", "", told)
+        told = re.sub(r" Got value: Namespace\(.*\)", "", told)
+        raise UserInputError(f"{told.rstrip('.')}{hint}; see dmt {arguments[0]} --help") from error
     except ValueError as error:
         # The parser wraps what a class says of its arguments into a page about all types that do not fit.
         cause: BaseException | None = error
@@ -327,6 +310,33 @@ def parsed_cli(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
         if cause is None:
             raise
         raise cause from None
+
+
+class NamedCLI(DmtCLI):
+    """Knows the options' names and makes nothing."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def _nearest_option(told: str) -> str:
+    """A hint, where the parser tells of an option that does not exist."""
+    wrong = re.search(r"(?:unrecognized arguments: --|does not accept option '|^Option ')([\w.]+)", told)
+    of_class = re.search(r"class_path(?: |=)'([\w.]+)'", told)
+    inside = re.search(r"Option '(\w+)' is not accepted", told)
+    if of_class and inside:
+        module, _, name = of_class[1].rpartition(".")
+        known = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        near = difflib.get_close_matches(inside[1], known, n=1)
+        return f"; did you mean {near[0]}?" if near else f"; its options are {', '.join(known)}"
+    if wrong:
+        names = list(NamedCLI(["fit", "--data=SyntheticClicks"], run=False).config.keys())
+        section, sections = wrong[1].partition(".")[0], {name.partition(".")[0] for name in names}
+        near = difflib.get_close_matches(wrong[1], names, n=1) or (
+            [] if section in sections else difflib.get_close_matches(section, sections, n=1)
+        )
+        return f"; did you mean {near[0]}?" if near else ""
+    return ""
 
 
 def _check_class_path(told: str) -> None:

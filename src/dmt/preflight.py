@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from dmt.errors import UserInputError
-from dmt.lightning_cli import DmtCLI, parsed_cli
+from dmt.lightning_cli import DmtCLI, NamedCLI, parsed_cli
 from dmt.modules import click_metrics
 
 
@@ -22,13 +22,6 @@ class _CheckedCLI(DmtCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         self.check_layout()
         self.check_monitors()
-
-
-class _NamedCLI(DmtCLI):
-    """Parses and builds nothing."""
-
-    def instantiate_classes(self) -> None:
-        pass
 
 
 def check(question: dict[str, Any]) -> dict[str, Any] | None:
@@ -53,10 +46,12 @@ def check(question: dict[str, Any]) -> dict[str, Any] | None:
 
 def _nearest(base: list[str], names: list[str], told: str) -> str:
     """A hint for the first name that is no option, where that is what was wrong."""
-    if not any(sign in told for sign in ("not accepted", "unrecognized", "No action for")):
+    if "did you mean" in told or not any(
+        sign in told for sign in ("not accepted", "unrecognized", "does not accept", "No action for")
+    ):
         return ""
     try:
-        config = parsed_cli(_NamedCLI, ["fit", *base], run=False).config
+        config = parsed_cli(NamedCLI, ["fit", *base], run=False).config
     except UserInputError:
         return ""
     # The parser takes `data.path` for `data.init_args.path`.

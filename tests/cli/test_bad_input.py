@@ -67,7 +67,11 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     ("options", "told"),
     [
         (["--config", "configs/nope.yaml"], ["configs/nope.yaml", "does not exist"]),
-        ([*QUICK, "--data.nam", "3"], ["'nam' is not accepted"]),
+        ([*QUICK, "--data.nam", "3"], ["'nam' is not accepted; its options are num_features, num_groups"]),
+        ([*QUICK, "--trainer.max_epoch", "3"], ["--trainer.max_epoch 3; did you mean trainer.max_epochs?"]),
+        ([*QUICK, "--modl.num_towers", "3"], ["did you mean model.num_towers?"]),
+        ([*QUICK, "--model.tower.cc", "3"], ["model.tower", "Option 'cc' is not accepted; did you mean c?"]),
+        ([*QUICK, "--config", '{"trainr": {"logger": 1}}'], ["'trainr.logger'", "did you mean trainer.logger?"]),
         ([*QUICK, "--model.num_towers", "x"], ["model.num_towers", "int", "x"]),
         ([*QUICK, "--model.num_towers", "0"], ["num_towers=0", "between 1 and 16"]),
         ([*QUICK, "--model.num_towers", "65"], ["num_towers=65", "1 to 16 or 17 to 32 or 49 to 64"]),
