@@ -2,10 +2,11 @@
 
     python benchmarks/tp_method.py runs/sweeps/tp_method --output benchmarks/results/tp_method.md
 
-Reads the results.csv of `dmt sweep`. A setting is a top arch and a number of towers; a method is the name of a baseline
-plan, or what a plan file is called after the last underscore. Differences are of medians over seeds; p is of the
-two-sided Mann-Whitney U test against strided towers, by Holm's correction over all rows of the result. `auto` is
-whichever of coherent and diverse has the higher validation AUC with the first seed, and is judged by the others. Where
+Reads the results.csv of `dmt sweep`. A setting is a top arch, a tower module and a number of towers; a method is the
+name of a baseline plan, or what a plan file is called after the last underscore. Differences are of medians over seeds;
+p is of the two-sided Mann-Whitney U test against strided towers, by Holm's correction over all rows of the result.
+`auto` is whichever of coherent and diverse towers has the higher validation AUC with the first seed, and is judged by
+the others; once by cosines, as in the paper, and once by interactions, where diverse towers are called apart. Where
 random towers fall behind the flat model by more than three standard errors, `recovered` is the share of that gap which
 a method makes up for, in means.
 """
@@ -23,7 +24,7 @@ from common import heading, publish
 from scipy.stats import mannwhitneyu, norm
 
 FLAT, STRIDED, RANDOM = "flat", "strided", "random"
-LEARNED = ("coherent", "diverse")
+CHOICES = {"auto": ("coherent", "diverse"), "auto, interactions": ("interaction", "apart")}
 
 Values = Mapping[str, Mapping[str, float]]
 """Of each method, by seed."""
@@ -31,9 +32,10 @@ Values = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A top arch and a number of towers, with the metric of each method and seed on both splits."""
+    """A top arch, a tower module and a number of towers, with the metric of each method and seed on both splits."""
 
     top: str
+    tower: str
     num_towers: int
     test: dict[str, dict[str, float]]
     valid: dict[str, dict[str, float]]
@@ -42,27 +44,31 @@ class Setting:
 def read(folder: Path) -> list[Setting]:
     """Settings of a sweep's finished trials; the flat model of the same top arch is a method of each."""
     table = pl.read_csv(folder / "results.csv", infer_schema=False).filter(pl.col("state") == "finished")
-    found: dict[tuple[str, int], Setting] = {}
+    found: dict[tuple[str, str, int], Setting] = {}
     for row in table.iter_rows(named=True):
-        key = (row["model.top.class_path"].rpartition(".")[2], int(row["model.num_towers"]))
-        setting = found.setdefault(key, Setting(top=key[0], num_towers=key[1], test={}, valid={}))
-        method = FLAT if key[1] == 1 else Path(row["model.plan"]).stem.rpartition("_")[2]
+        top, tower = (row[f"model.{part}.class_path"].rpartition(".")[2] for part in ("top", "tower"))
+        number = int(row["model.num_towers"])
+        key = (top, tower if number > 1 else "", number)
+        setting = found.setdefault(key, Setting(top=top, tower=tower, num_towers=number, test={}, valid={}))
+        method = FLAT if number == 1 else Path(row["model.plan"]).stem.rpartition("_")[2]
         for split, values in (("test", setting.test), ("val", setting.valid)):
             values.setdefault(method, {})[row["seed_everything"]] = float(row[f"{split}/auroc"])
     settings = [setting for setting in found.values() if setting.num_towers > 1]
     for setting in settings:
-        flat = found[setting.top, 1]
+        flat = found[setting.top, "", 1]
         setting.test[FLAT], setting.valid[FLAT] = flat.test[FLAT], flat.valid[FLAT]
     return settings
 
 
-def choose(setting: Setting) -> tuple[str, dict[str, float]]:
-    """What `auto` keeps: the method, and its test metric with the other seeds; nothing where trials are missing."""
+def choose(setting: Setting) -> dict[str, dict[str, float]]:
+    """Test metrics of what `auto` keeps of each pair of methods, by the other seeds; none where trials are missing."""
     first = min(setting.valid[STRIDED], key=int)
-    if any(first not in setting.valid.get(method, {}) for method in LEARNED):
-        return "", {}
-    best = max(LEARNED, key=lambda method: setting.valid[method][first])
-    return best, {seed: value for seed, value in setting.test[best].items() if seed != first}
+    found = {}
+    for name, methods in CHOICES.items():
+        if all(first in setting.valid.get(method, {}) for method in methods):
+            best = max(methods, key=lambda method: setting.valid[method][first])
+            found[f"{name}: {best}"] = {seed: v for seed, v in setting.test[best].items() if seed != first}
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -98,9 +104,9 @@ def tabulate(settings: Sequence[Setting]) -> list[str]:
     """A line a method and setting."""
     rows: list[tuple[Setting, str, dict[str, float]]] = []
     for setting in settings:
-        best, others = choose(setting)
+        kept = {name: values for name, values in choose(setting).items() if values}
         rows += [(setting, method, values) for method, values in setting.test.items() if method != FLAT]
-        rows += [(setting, f"auto ({best})", others)] if others else []
+        rows += [(setting, name, values) for name, values in kept.items()]
     tested = [row for row in rows if row[1] != STRIDED]
     p_values = [mannwhitneyu(list(v.values()), list(s.test[STRIDED].values())).pvalue for s, _, v in tested]
     corrected = {id(row): p for row, p in zip(tested, holm(p_values), strict=True)}
@@ -122,7 +128,7 @@ def tabulate(settings: Sequence[Setting]) -> list[str]:
             )
         p = corrected.get(id(row))
         cells = [
-            setting.top,
+            f"{setting.top}, {setting.tower}",
             str(setting.num_towers),
             method,
             str(len(values)),
@@ -146,8 +152,8 @@ def main() -> None:
     lines = [*heading(f"Towers by method: {arguments.sweep.name}"), *tabulate(settings), ""]
     for setting in settings:
         lines.append(
-            f"{setting.top}, {setting.num_towers} towers: these seeds show a difference of {seen(setting):.4f} four "
-            "times of five at p < 0.01, uncorrected."
+            f"{setting.top}, {setting.tower}, {setting.num_towers} towers: these seeds show a difference of "
+            f"{seen(setting):.4f} four times of five at p < 0.01, uncorrected."
         )
     publish(lines, arguments.output)
 

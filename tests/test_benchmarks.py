@@ -76,17 +76,19 @@ def test_loading_is_measured(tmp_path: Path) -> None:
 
 
 def test_methods_of_towers_are_compared(tmp_path: Path) -> None:
-    rows = ["trial,state,model.top.class_path,model.num_towers,model.plan,seed_everything,test/auroc,val/auroc"]
+    rows = [
+        "trial,state,model.top.class_path,model.tower.class_path,model.num_towers,model.plan,seed_everything,test/auroc,val/auroc"
+    ]
     gains = {"": 0.02, "strided": 0.0, "random": 0.001, "p/x_coherent.yaml": 0.019, "p/x_diverse.yaml": -0.01}
     for plan, gain in gains.items():
         for seed in range(1, 10):
             auc = 0.7 + gain + seed / 10_000
-            rows.append(f"{plan}{seed},finished,a.DLRM,{4 if plan else 1},{plan},{seed},{auc},{auc}")
+            rows.append(f"{plan}{seed},finished,a.DLRM,a.Tower,{4 if plan else 1},{plan},{seed},{auc},{auc}")
     (tmp_path / "results.csv").write_text("\n".join(rows) + "\n")
     table = run("benchmarks/tp_method.py", str(tmp_path))
     assert "| DLRM | 1 | flat | 9 | 0.7205 | 0.0003 |  |  |  |  |" in table
-    assert "| DLRM | 4 | strided | 9 | 0.7005 | 0.0003 |  |  | -0.0200 | -5% |" in table
-    assert "| DLRM | 4 | coherent | 9 | 0.7195 | 0.0003 | +0.0190 | 0.001 | -0.0010 | 95% |" in table
+    assert "| DLRM, Tower | 4 | strided | 9 | 0.7005 | 0.0003 |  |  | -0.0200 | -5% |" in table
+    assert "| DLRM, Tower | 4 | coherent | 9 | 0.7195 | 0.0003 | +0.0190 | 0.001 | -0.0010 | 95% |" in table
     # By the first seed's validation AUC, and without it.
-    assert "| DLRM | 4 | auto (coherent) | 8 |" in table
+    assert "| DLRM, Tower | 4 | auto: coherent | 8 |" in table
     assert "these seeds show a difference of 0.0005 four times of five" in table

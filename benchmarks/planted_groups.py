@@ -1,0 +1,75 @@
+"""How well learned towers are the groups that were planted in the built-in log: adjusted Rand index.
+
+    python benchmarks/planted_groups.py runs/sweeps/planted_groups --output benchmarks/results/planted_groups.md
+
+Reads what AffinityProbe and InteractionProbe have left in the runs of a sweep, and makes towers of it: as many as there
+are groups. An index of 1 says that towers and groups are the same, 0 that they agree no more than by chance.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import yaml
+from common import heading, publish
+from sklearn.metrics import adjusted_rand_score
+
+from dmt.datamodules import SyntheticClicks
+from dmt.partition import Affinity, TowerPartitioner
+
+METHODS = {
+    "cosine, 2-D": ("affinity.npz", {"method": "coherent", "num_dims": 2}),
+    "cosine, 8-D": ("affinity.npz", {"method": "coherent", "num_dims": 8}),
+    "cosine, spectral": ("affinity.npz", {"method": "spectral"}),
+    "interaction, 2-D": ("interaction.npz", {"method": "coherent", "num_dims": 2}),
+    "interaction, 8-D": ("interaction.npz", {"method": "coherent", "num_dims": 8}),
+    "interaction, spectral": ("interaction.npz", {"method": "spectral"}),
+}
+
+
+def agreements(run: Path, data: SyntheticClicks) -> dict[str, float]:
+    """The index of each method on what a run has left."""
+    group_of = {name: index for index, group in enumerate(data.planted_groups) for name in group}
+    found = {}
+    for title, (file, options) in METHODS.items():
+        affinity = Affinity.load(run / file)
+        plan = TowerPartitioner(len(data.planted_groups), **options).fit(affinity).plan_  # type: ignore[arg-type]
+        tower_of = {name: index for index, tower in enumerate(plan.towers) for name in tower}
+        labels = [[own[name] for name in affinity.features] for own in (group_of, tower_of)]
+        found[title] = float(adjusted_rand_score(*labels))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="folder of a sweep")
+    parser.add_argument("--output", type=Path, help="Markdown file to write; printed as well")
+    arguments = parser.parse_args()
+    points: dict[tuple[int, int, int], list[tuple[dict[str, float], float]]] = {}
+    for file in sorted(arguments.sweep.rglob("interaction.npz")):
+        options = yaml.safe_load((file.parent / "config.yaml").read_text())["data"]["init_args"]
+        summary = json.loads((file.parent / "summary.json").read_text())
+        data = SyntheticClicks(**options)
+        key = (options["num_features"], options["num_groups"], options["num_train"])
+        points.setdefault(key, []).append((agreements(file.parent, data), summary["metrics"]["test/auroc"]))
+    lines = [
+        *heading("Planted groups that are found"),
+        "Adjusted Rand index: the lowest of the seeds, and their median.",
+        "",
+        f"| features | groups | samples | seeds | test AUC | {' | '.join(METHODS)} |",
+        f"|{'---|' * (5 + len(METHODS))}",
+    ]
+    for (features, groups, samples), found in sorted(points.items()):
+        auc = statistics.median(auc for _, auc in found)
+        cells = []
+        for title in METHODS:
+            values = [indices[title] for indices, _ in found]
+            cells.append(f"{min(values):.2f}, {statistics.median(values):.2f}")
+        told = [str(features), str(groups), f"{samples:,}", str(len(found)), f"{auc:.4f}", *cells]
+        lines.append(f"| {' | '.join(told)} |")
+    publish(lines, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
