@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.utilities import move_data_to_device
+from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.plugins import Precision
@@ -111,6 +112,18 @@ class TowerStrategy(DDPStrategy):
         self.overlap = overlap
         self.stages: dict[str, ShardedStage] = {}
         self._dense_reduction: DenseReduction | None = None
+
+    @override
+    def _configure_launcher(self) -> None:
+        # Lightning's private hook: it would start processes by running the script again, which a notebook is not, and
+        # then refuses even one process there. notebooks/01_quickstart.ipynb, which tests execute, guards it.
+        if not _IS_INTERACTIVE:
+            super()._configure_launcher()
+        elif (num_ranks := self.num_nodes * self.num_processes) > 1:
+            raise UserInputError(
+                f"strategy={self.strategy_name} on {num_ranks} ranks: a notebook cannot start a process for each; run "
+                "`!dmt fit ...` in a cell, or a script, or give devices=1"
+            )
 
     @abstractmethod
     def shard_stage(self, stage: TowerStage, topology: Topology) -> ShardedStage:
