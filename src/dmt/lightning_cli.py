@@ -15,11 +15,12 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
-from dmt.callbacks import PredictionFile, Throughput, WireTraffic
+from dmt.callbacks import PredictionFile, RunRecord, Throughput, WireTraffic, run_folder
 from dmt.datamodules import ClickDataModule
 from dmt.describe import Layout, describe, print_description
 from dmt.errors import UserInputError
@@ -37,7 +38,7 @@ class DmtCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], *, run: bool = True) -> None:
         self._throughput = Throughput()
-        self._described: dict[str, Any] = {}
+        self._record = RunRecord()
         super().__init__(
             ClickModel,
             ClickDataModule,
@@ -48,7 +49,7 @@ class DmtCLI(LightningCLI):
             # Loaders shard themselves by rank, without losing or repeating a sample.
             trainer_defaults={
                 "use_distributed_sampler": False,
-                "callbacks": [self._throughput, WireTraffic(), PredictionFile()],
+                "callbacks": [self._throughput, self._record, WireTraffic(), PredictionFile()],
                 # It would count this rank's shards only; the description printed before is of the whole model.
                 "enable_model_summary": False,
             },
@@ -136,24 +137,24 @@ class DmtCLI(LightningCLI):
         keeper = self.trainer.checkpoint_callback
         best = getattr(keeper, "best_model_path", "")
         results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
-        run_dir = self.trainer.log_dir  # a collective: every rank asks
+        run_dir = run_folder(self.trainer)  # a collective: every rank asks
         if not self.trainer.is_global_zero:
             return
         known = {}
         if (best_auc := getattr(self.datamodule, "best_auc", None)) is not None:
             known["test/best_auroc"] = best_auc
             print(f"the best AUC that any model can reach on this test split: {best_auc:.4f}")
-        if self.trainer.logger is not None and run_dir is not None:
+        if run_dir is not None:
             summary = RunSummary(
                 data=self.config[self.subcommand].data.as_dict(),
                 # Of the model that was trained: its plan file may have changed since.
-                description=self._described,
+                description=self._record.description,
                 metrics={**results[0], **known, **{n: float(v) for n, v in self.trainer.callback_metrics.items()}},
                 samples_per_second=self._throughput.median_samples_per_second,
                 steps=self.trainer.global_step,
                 checkpoint=best,
             )
-            summary.save(Path(run_dir))
+            summary.save(run_dir)
 
     def description(self) -> dict[str, Any]:
         """Counts of the configured model on the configured layout, from nothing but the data's schema.
@@ -198,6 +199,7 @@ class DmtCLI(LightningCLI):
         if checkpoint not in (None, "best", "last", "hpc", "registry"):
             check_checkpoint(Path(checkpoint))
         self.check_monitors()
+        self._check_run_folder()
         self.datamodule.prepare_data()
         for split in splits:
             wanted = split != "valid" or self.trainer.limit_val_batches
@@ -206,8 +208,16 @@ class DmtCLI(LightningCLI):
                     f"data: there is no {split} split for dmt {self.subcommand}; add the file"
                     + (", or give --trainer.limit_val_batches 0" if split == "valid" else "")
                 )
-        self._described = self.description()
-        rank_zero_only(print_description)(self._described)
+        self._record.description = self.description()
+        rank_zero_only(print_description)(self._record.description)
+
+    def _check_run_folder(self) -> None:
+        for logger in self.trainer.loggers:
+            # Before Lightning makes the logger's files: CSVLogger would remove those of an earlier run.
+            if isinstance(logger, CSVLogger | TensorBoardLogger) and (Path(logger.log_dir) / "config.yaml").exists():
+                raise UserInputError(
+                    f"run folder {logger.log_dir}: there is a run in it; give the logger another name or version"
+                )
 
     def _check_torchrun(self) -> None:
         started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -257,8 +267,12 @@ class _RunConfig(SaveConfigCallback):
     """Keeps the resolved configuration in the run's folder; without a logger there is none."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.logger is not None:
-            super().setup(trainer, pl_module, stage)
+        if self.already_saved or (folder := run_folder(trainer)) is None:
+            return
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, folder / self.config_filename, skip_unset=False, overwrite=True)
+        self.already_saved = True
 
 
 class RunCLI(DmtCLI):

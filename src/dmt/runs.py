@@ -1,6 +1,7 @@
 """What runs leave behind beside checkpoints and logs, read again: summaries, curves, and points of equal options."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -115,15 +116,17 @@ def _runs_of(path: Path) -> list[Run]:
 
 def _newest(path: Path, *, name: str, is_trial: bool = False) -> Run | None:
     """The run in a folder, or of the versions somewhere below it that with the highest number."""
-    if (path / _FILE).is_file():
-        found = [path / _FILE]
-    else:
-        files = path.rglob(f"version_*/{_FILE}")
-        found = sorted(files, key=lambda file: int(file.parent.name.removeprefix("version_")))
+    found = [path / _FILE] if (path / _FILE).is_file() else sorted(path.rglob(_FILE), key=_age)
     if not found:
         return None
     summary = RunSummary(**json.loads(found[-1].read_text()))
     return Run(name=name, folder=found[-1].parent, summary=summary, is_trial=is_trial)
+
+
+def _age(file: Path) -> tuple[int, float]:
+    """By version, where the folder is called by it; else by time."""
+    version = re.fullmatch(r"version_(\d+)", file.parent.name)
+    return int(version[1]) if version else -1, file.stat().st_mtime
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Value]]:

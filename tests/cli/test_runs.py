@@ -79,6 +79,13 @@ def summary(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
 
 
+def test_a_dry_run_tries_all_and_leaves_nothing(tmp_path: Path) -> None:
+    one_process = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.fast_dev_run", "true"]
+    done = subprocess.run(fit(DMT, tmp_path, *one_process), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert all(words in done.stdout for words in ("Towers (strided plan)", "memory per rank", "test/auroc"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_fit_leaves_a_complete_run_folder(finished: Path) -> None:
     told = summary(finished)
     assert told["description"]["layout"] == {

@@ -3,8 +3,18 @@
 from dmt.callbacks.affinity_probe import AffinityProbe
 from dmt.callbacks.interaction_probe import InteractionProbe
 from dmt.callbacks.predictions import PredictionFile
+from dmt.callbacks.run_record import RunRecord, run_folder
 from dmt.callbacks.throughput import Throughput
 from dmt.callbacks.weight_average import WeightAverage
 from dmt.callbacks.wire_traffic import WireTraffic
 
-__all__ = ["AffinityProbe", "InteractionProbe", "PredictionFile", "Throughput", "WeightAverage", "WireTraffic"]
+__all__ = [
+    "AffinityProbe",
+    "InteractionProbe",
+    "PredictionFile",
+    "RunRecord",
+    "Throughput",
+    "WeightAverage",
+    "WireTraffic",
+    "run_folder",
+]

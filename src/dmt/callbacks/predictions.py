@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from dmt.callbacks.run_record import run_folder
 from dmt.errors import UserInputError
 
 FILE = "predictions.parquet"
@@ -23,8 +24,8 @@ class PredictionFile(BasePredictionWriter):
         self.path: Path | None = None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        folder = trainer.log_dir  # a collective: every rank asks
-        self.path = Path(folder or trainer.default_root_dir) / FILE
+        folder = run_folder(trainer)  # a collective: every rank asks
+        self.path = (folder or Path(trainer.default_root_dir)) / FILE
         if self.path.exists():
             raise UserInputError(f"{self.path} exists; move it away, or give the run a logger with a new folder")
 

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
+from dmt.callbacks.run_record import run_folder
 from dmt.errors import UserInputError, check_positive
 from dmt.modules.click_model import ClickModel
 from dmt.modules.stage import Stage
@@ -87,10 +88,10 @@ class Probe(Callback, ABC):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         started = time.monotonic()
         affinity = self.measure(trainer, self.check(trainer, pl_module))
-        folder = trainer.log_dir  # a collective: every rank asks
+        folder = run_folder(trainer)  # a collective: every rank asks
         seconds = time.monotonic() - started
         if trainer.is_global_zero:
-            path = Path(folder or trainer.default_root_dir) / self.file
+            path = (folder or Path(trainer.default_root_dir)) / self.file
             path.parent.mkdir(parents=True, exist_ok=True)
             affinity.save(path)
             print(

@@ -1,0 +1,61 @@
+"""What a run's folder holds, with the loggers that users have."""
+
+import json
+from pathlib import Path
+
+import pytest
+import wandb
+import yaml
+
+from dmt.cli import main
+from dmt.plan import TowerPlan
+from dmt.runs import find_runs
+
+ROOT = Path(__file__).parents[2]
+
+
+def fit(folder: Path, logger: str, *options: str) -> None:
+    words = [
+        "--config=configs/quickstart.yaml",
+        "--data.num_train=3000",
+        "--data.num_valid=200",
+        "--data.num_test=200",
+        "--trainer.max_epochs=1",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.strategy=auto",
+        "--trainer.devices=1",
+        f"--trainer.logger={logger}",
+        f"--trainer.logger.save_dir={folder}",
+    ]
+    main(["fit", *words, *options])
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "WandbLogger"])
+def test_a_run_can_be_repeated_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], logger: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    fit(tmp_path, logger, "--trainer.logger.version=7")
+    [run] = find_runs([tmp_path])
+    names = {file.name for file in run.folder.iterdir()}
+    assert {"config.yaml", "towers.yaml", "record.json", "description.json", "summary.json"} <= names
+    assert TowerPlan.load(run.folder / "towers.yaml").method == "strided"
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["model"]["num_towers"] == 4
+    record = json.loads((run.folder / "record.json").read_text())
+    assert {"python", "torch", "torchrec", "lightning", "dmt"} <= set(record["versions"]) and record["command"]
+    assert record["git"] is None or len(record["git"]["commit"]) == 40
+    assert json.loads((run.folder / "description.json").read_text()) == run.summary.description
+
+    if logger == "WandbLogger":
+        # Another run in the same place has a folder of its own.
+        wandb.finish()
+        fit(tmp_path, logger, "--trainer.logger.version=8")
+        wandb.finish()
+        assert len(list(tmp_path.rglob("summary.json"))) == 2
+        return
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(SystemExit, match="2"):
+        fit(tmp_path, logger, "--trainer.logger.version=7")
+    assert "there is a run in it; give the logger another name or version" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
