@@ -9,6 +9,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Of the ablation's points the first and the last are enough here.
+FEWER = {"03_ablation": ('"values": points}', '"values": [points[0], points[-1]]}')}
 # What takes the place of the cell that holds the sizes.
 SMALL = {
     "01_quickstart": "num_train, max_epochs = 12_000, 1",
@@ -24,7 +26,7 @@ TOLD = {
         "test/auroc",
     ],
     "02_tower_partitioner": ["interaction, 8 dimensions: agreement", "method: coherent", "strided: test AUC 0."],
-    "03_ablation": ["num_towers=8, plan=strided", "num_towers=4, plan=random"],
+    "03_ablation": ["num_towers=4, plan=random"],
     "04_your_own_tower_module": ["pooled: test AUC 0.", "tower Wrong: returned shape"],
 }
 
@@ -62,6 +64,9 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     notebook = read(path)
     [sizes] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     sizes.source = SMALL[path.stem]
+    if path.stem in FEWER:
+        [cell] = [cell for cell in notebook.cells if FEWER[path.stem][0] in cell.source]
+        cell.source = cell.source.replace(*FEWER[path.stem])
     resources = {"metadata": {"path": str(tmp_path / "notebooks")}}
     NotebookClient(notebook, timeout=120, resources=resources, kernel_name="python3").execute()
     assert all(words in text_of(notebook) for words in TOLD[path.stem])

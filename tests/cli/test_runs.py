@@ -188,10 +188,11 @@ def test_node_rank_and_master_addr_start_two_nodes(finished: Path, tmp_path: Pat
     assert told["metrics"] == pytest.approx(summary(finished)["metrics"], rel=1e-6)
 
 
-@pytest.mark.parametrize(("rank", "kill"), [(0, "false"), (2, "false"), (2, "true")])
+@pytest.mark.parametrize(("rank", "kill"), [(0, "false"), (1, "false"), (1, "true")])
 def test_a_failing_rank_ends_the_job(tmp_path: Path, rank: int, kill: str) -> None:
     fault = ["--trainer.callbacks+=tests.cli.faults.FailOnRank", "--trainer.callbacks.rank", str(rank)]
-    process = start(DMT, tmp_path, *fault, "--trainer.callbacks.kill", kill, env={"PYTHONPATH": str(ROOT)})
+    two_ranks = ["--trainer.devices", "2", "--ranks_per_host", "1", "--trainer.callbacks.kill", kill]
+    process = start(DMT, tmp_path, *fault, *two_ranks, env={"PYTHONPATH": str(ROOT)})
     _, errors = finish(process, code=None, timeout_s=90)
     assert process.returncode != 0
     if kill == "false":

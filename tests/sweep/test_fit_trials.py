@@ -27,7 +27,7 @@ def asked(*own: str, metric: str | None = None, early: bool = False) -> dict | N
     [
         ("--model.num_twers=2", ["model.num_twers", "did you mean model.num_towers?"]),
         ("--mdel.num_towers=2", ["mdel.num_towers", "did you mean model.num_towers?"]),
-        ("--data.num_trian=2", ["num_trian", "did you mean data.init_args.num_train?"]),
+        ("--data.num_trian=2", ["num_trian", "did you mean num_train?"]),
         ("--model.tower.init_args.q=2", ["'q' is not accepted"]),
         ("--model.num_towers=two", ["model.num_towers", "two"]),
         ("--trainer.devices=4", ["4 ranks", "sptt"]),
@@ -111,4 +111,4 @@ def test_a_wrong_option_ends_a_sweep_before_it_starts(
     assert exit_info.value.code == 2 and not (tmp_path / "out").exists()
     line = capfd.readouterr().err.splitlines()[-1]
     assert "trial with data.num_trian=5 model.num_towers=2" in line
-    assert "did you mean data.init_args.num_train?" in line
+    assert "did you mean num_train?" in line
