@@ -1,6 +1,7 @@
 """The one error class whose message is meant for the user rather than for a developer, and common checks."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,3 +44,11 @@ def check_new_file(option: str, path: Path | None) -> None:
         raise UserInputError(f"{option} {path}: it exists; give another name, or remove it")
     if not path.parent.is_dir():
         raise UserInputError(f"{option} {path}: there is no folder {path.parent}; make it, or give another name")
+
+
+def write_file(option: str, path: Path, save: Callable[[Path], object]) -> None:
+    """``save(path)``; raise :class:`UserInputError` by the option's name where the file cannot be written."""
+    try:
+        save(path)
+    except OSError as error:
+        raise UserInputError(f"{option} {path}: {error}; give a file to write") from None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dmt.callbacks.probe import Probe, make_affinity, model_stage, pair_sums
+from dmt.callbacks.probe import Probe, make_affinity, model_stage, pair_sums, validation_batches
 from dmt.errors import UserInputError
 from dmt.modules.click_model import ClickModel
 from dmt.partition.affinity import Affinity
@@ -52,7 +52,7 @@ class AffinityProbe(Probe):
         stage = model_stage(model)
         sums, counts = pair_sums(model, model.device), pair_sums(model, model.device)
         num_samples = torch.zeros(1, dtype=torch.float64, device=model.device)
-        for batch in self.batches(trainer):
+        for batch in validation_batches(trainer, self.num_batches):
             embeddings = stage(batch.sparse_features)
             _add_cosines(embeddings.float(), sums=sums, counts=counts, is_signed=self.kind == "signed_cosine")
             num_samples += len(embeddings)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
-from dmt.callbacks.probe import Probe, make_affinity, model_stage, pair_sums
+from dmt.callbacks.probe import Probe, make_affinity, model_stage, pair_sums, validation_batches
 from dmt.modules.click_model import ClickModel
 from dmt.modules.stage import given_outputs
 from dmt.partition.affinity import Affinity
@@ -50,7 +50,7 @@ class InteractionProbe(Probe):
         random = torch.Generator().manual_seed(self.seed)
         was_training = model.training
         model.eval()
-        for batch in map(_first_samples, self.batches(trainer)):
+        for batch in map(_first_samples, validation_batches(trainer, self.num_batches)):
             squares += _squared_differences(model, batch, random)
             num_samples += len(batch.labels)
         model.train(was_training)

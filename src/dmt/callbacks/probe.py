@@ -22,8 +22,7 @@ from dmt.modules.click_model import ClickModel
 from dmt.modules.stage import Stage
 from dmt.modules.towers import PassThrough, TowerModule
 from dmt.partition.affinity import Affinity
-
-_FLOAT_BYTES = 4
+from dmt.strategies.traffic import FLOAT_BYTES
 
 
 class Probe(Callback, ABC):
@@ -100,10 +99,11 @@ class Probe(Callback, ABC):
                 f"{self._seconds_training:.0f} s)"
             )
 
-    def batches(self, trainer: pl.Trainer) -> Iterator[Batch]:
-        """The first validation batches, on the device."""
-        for batch in islice(trainer.datamodule.val_dataloader(), self.num_batches):  # type: ignore[attr-defined]
-            yield trainer.strategy.batch_to_device(batch)
+
+def validation_batches(trainer: pl.Trainer, num_batches: int) -> Iterator[Batch]:
+    """The first validation batches, on the device."""
+    for batch in islice(trainer.datamodule.val_dataloader(), num_batches):  # type: ignore[attr-defined]
+        yield trainer.strategy.batch_to_device(batch)
 
 
 def model_stage(module: pl.LightningModule) -> Stage:
@@ -133,9 +133,9 @@ def make_affinity(model: ClickModel, matrix: Tensor, *, kind: str, num_samples: 
         costs={
             "lookups": [column.mean_length for column in columns],
             "memory": [
-                column.num_embeddings * width * _FLOAT_BYTES / sharing
+                column.num_embeddings * width * FLOAT_BYTES / sharing
                 for column, width, sharing in zip(columns, widths, sharers, strict=True)
             ],
-            "outputs": [model.embedding_dim * _FLOAT_BYTES for _ in columns],
+            "outputs": [model.embedding_dim * FLOAT_BYTES for _ in columns],
         },
     )

@@ -7,7 +7,8 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations, islice
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -24,10 +25,12 @@ from torchmetrics.functional.classification import binary_auroc
 from torchrec.datasets.utils import Batch
 
 from dmt import pages
+from dmt.callbacks.probe import validation_batches
 from dmt.commands.trained import visit
-from dmt.errors import OneLineParser, UserInputError, check_new_file
+from dmt.errors import OneLineParser, UserInputError, check_new_file, write_file
 from dmt.modules.click_model import ClickModel
 from dmt.modules.stage import TowerStage, given_outputs
+from dmt.partition.drawing import COLORS
 from dmt.plan import TowerPlan
 
 _DESCRIPTION = """\
@@ -136,11 +139,11 @@ def _permuted_logits(
 ) -> Iterator[tuple[Towers, Tensor]]:
     """Logits (B,) as they are, by ``()``, and with the outputs of each of the wanted towers dealt out anew."""
     own = stage(batch.sparse_features)  # (B, O, D)
-    order = torch.randperm(len(own), generator=random).to(own.device)
+    others = own[torch.randperm(len(own), generator=random).to(own.device)]
     for towers in ((), *wanted):
         outputs = own.clone()
         for tower in towers:
-            outputs[:, places[tower]] = own[order][:, places[tower]]
+            outputs[:, places[tower]] = others[:, places[tower]]
         with given_outputs(stage, outputs):
             yield towers, model(batch).float()
 
@@ -152,17 +155,13 @@ def run_explain_command(arguments: list[str]) -> None:
 
     def look(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, ClickModel)
-        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        batches = [trainer.strategy.batch_to_device(batch) for batch in islice(loader, options.batches)]
+        batches = list(validation_batches(trainer, options.batches))
         found.append((explain(module, batches, num_repeats=options.repeats), module.resolved_plan))
 
     visit(options.checkpoint, look, config=options.config, num_batches=options.batches)
     [(explanation, plan)] = found
     if options.report is not None:
-        try:
-            write_report(explanation, plan, options.report)
-        except OSError as error:
-            raise UserInputError(f"--report {options.report}: {error}; give a file to write") from None
+        write_file("--report", options.report, partial(write_report, explanation, plan))
     if options.json:
         print(json.dumps(_as_dict(explanation, plan), indent=2))
     else:
@@ -243,7 +242,7 @@ def write_report(explanation: Explanation, plan: TowerPlan, path: Path) -> None:
 def _draw_single(axes: Axes, explanation: Explanation) -> None:
     drops = [one.auc_drop for one in explanation.single]
     errors = np.nan_to_num([one.deviation for one in explanation.single])
-    axes.bar(range(len(drops)), drops, yerr=errors, color="#0072B2", ecolor="#E69F00")
+    axes.bar(range(len(drops)), drops, yerr=errors, color=COLORS[0], ecolor=COLORS[1])
     axes.set_xticks(range(len(drops)))
     axes.set_xlabel("tower")
     axes.set_ylabel("AUC drop")

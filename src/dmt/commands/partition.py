@@ -2,7 +2,6 @@
 
 import argparse
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dmt import pages
-from dmt.errors import OneLineParser, UserInputError, check_new_file
+from dmt.errors import OneLineParser, UserInputError, check_new_file, write_file
 from dmt.partition.affinity import Affinity
 from dmt.partition.drawing import PICTURES, draw, mean_within, strongest_pairs, tower_costs
 from dmt.partition.partitioner import AUTO, METHODS, Loss, TowerPartitioner
@@ -62,9 +61,9 @@ def run_partition_command(arguments: list[str]) -> None:
     seconds = time.monotonic() - started
     if options.costs is not None:
         affinity = replace(affinity, costs={"cost": [costs.get(name, 0.0) for name in affinity.features]})
-    _write("--output", options.output, plan.save)
+    write_file("--output", options.output, plan.save)
     if options.report is not None:
-        _write("--report", options.report, partial(write_report, affinity, plan))
+        write_file("--report", options.report, partial(write_report, affinity, plan))
     _print(affinity, plan, partitioner.losses_)
     print(f"{len(affinity.features)} features into {options.towers} towers in {seconds:.1f} s: {options.output}")
 
@@ -166,7 +165,7 @@ def _probe(options: argparse.Namespace) -> Affinity:
     config = None if options.method == AUTO else options.config
     visit(options.checkpoint, look, config=config, num_batches=probe.num_batches)
     if options.save_affinity:
-        _write("--save-affinity", options.save_affinity, found[0].save)
+        write_file("--save-affinity", options.save_affinity, found[0].save)
     return found[0]
 
 
@@ -249,13 +248,6 @@ def _print(affinity: Affinity, plan: TowerPlan, losses: dict[str, float]) -> Non
 def _summary(affinity: Affinity, plan: TowerPlan) -> str:
     within, overall = mean_within(affinity, plan.towers), mean_within(affinity, [affinity.features])
     return f"mean affinity of two features of a tower {within:.3f}, of any two {overall:.3f}"
-
-
-def _write(option: str, path: Path, save: Callable[[Path], None]) -> None:
-    try:
-        save(path)
-    except OSError as error:
-        raise UserInputError(f"{option} {path}: {error}; give a file to write") from None
 
 
 def _costs(options: argparse.Namespace, affinity: Affinity) -> dict[str, float]:

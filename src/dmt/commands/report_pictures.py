@@ -7,11 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dmt.partition.drawing import COLORS
+from dmt.partition.drawing import COLORS, MARKERS
 from dmt.runs import Point
 
 _FLOAT_BYTES = 4
-_MARKERS = "os^Dv<>Pp*Xh"
 _MAX_CURVES = 8
 
 
@@ -70,7 +69,7 @@ def _draw_costs(axes: Axes, points: Sequence[Point], cost: Callable[[Point], flo
         same = [other for other in range(len(shown)) if xs[other] == xs[index]]
         x = xs[index] + width * (same.index(index) - (len(same) - 1) / 2) * min(1, 8 / len(same))
         values = point.values(metric)
-        color, marker = COLORS[(number - 1) % len(COLORS)], _MARKERS[(number - 1) // len(COLORS) % len(_MARKERS)]
+        color, marker = COLORS[(number - 1) % len(COLORS)], MARKERS[(number - 1) // len(COLORS) % len(MARKERS)]
         median = statistics.median(values)
         axes.plot([x, x], [min(values), max(values)], color=color, linewidth=1)
         axes.plot([x], [median], marker=marker, color=color)

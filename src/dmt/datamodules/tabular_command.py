@@ -7,7 +7,7 @@ import yaml
 
 from dmt.datamodules.inference import infer_config
 from dmt.datamodules.tabular import TabularClicks
-from dmt.errors import OneLineParser, UserInputError, check_new_file
+from dmt.errors import OneLineParser, UserInputError, check_new_file, write_file
 
 _DESCRIPTION = """\
 For click logs of your own, parquet, Arrow or CSV. With --infer-schema it looks at the training file in the folder PATH
@@ -35,10 +35,7 @@ def run_tabular_command(arguments: list[str]) -> None:
         return
     check_new_file("--infer-schema", options.infer_schema)
     text = infer_config(options.path, label=options.label)
-    try:
-        options.infer_schema.write_text(text)
-    except OSError as error:
-        raise UserInputError(f"--infer-schema {options.infer_schema}: {error}; give a file to write") from None
+    write_file("--infer-schema", options.infer_schema, lambda path: path.write_text(text))
     print(text, end="")
     print(f"wrote {options.infer_schema}: review it")
 

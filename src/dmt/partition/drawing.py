@@ -16,7 +16,7 @@ from dmt.plan import TowerPlan
 
 # Okabe and Ito (2008): told apart with any colour vision. Towers beyond eight take another marker.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-_MARKERS = "os^Dv<>Pp*Xh"
+MARKERS = "os^Dv<>Pp*Xh"
 _MAX_NAMES = 60  # features; more names would cover each other
 
 
@@ -90,7 +90,7 @@ def draw_map(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
     tower_of = _tower_of(affinity, plan)
     for tower in range(len(plan.towers)):
         own = points[tower_of == tower]
-        marker = _MARKERS[tower // len(COLORS) % len(_MARKERS)]
+        marker = MARKERS[tower // len(COLORS) % len(MARKERS)]
         axes.scatter(own[:, 0], own[:, 1], color=COLORS[tower % len(COLORS)], marker=marker, s=60, label=f"{tower}")
     if len(points) <= _MAX_NAMES:
         for name, point in zip(affinity.features, points, strict=True):
