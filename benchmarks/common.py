@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine, the command, fair timing, and the file that a result goes to."""
 
+import argparse
 import datetime
 import os
 import platform
@@ -58,3 +59,16 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of the median, from order statistics: it assumes nothing of the distribution."""
     low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
     return float(low), float(high)
+
+
+def p_text(p: float) -> str:
+    """A p-value to three digits."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def parse_sweep(description: str | None) -> argparse.Namespace:
+    """The options of a program that reads a sweep's folder: ``sweep`` and ``output``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="folder of a sweep")
+    parser.add_argument("--output", type=Path, help="Markdown file to write; printed as well")
+    return parser.parse_args()

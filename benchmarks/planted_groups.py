@@ -6,13 +6,12 @@ Reads what AffinityProbe and InteractionProbe have left in the runs of a sweep, 
 are groups. An index of 1 says that towers and groups are the same, 0 that they agree no more than by chance.
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 
 import yaml
-from common import heading, publish
+from common import heading, parse_sweep, publish
 from sklearn.metrics import adjusted_rand_score
 
 from dmt.datamodules import SyntheticClicks
@@ -42,10 +41,7 @@ def agreements(run: Path, data: SyntheticClicks) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, help="folder of a sweep")
-    parser.add_argument("--output", type=Path, help="Markdown file to write; printed as well")
-    arguments = parser.parse_args()
+    arguments = parse_sweep(__doc__)
     points: dict[tuple[int, int, int], list[tuple[dict[str, float], float]]] = {}
     for file in sorted(arguments.sweep.rglob("interaction.npz")):
         options = yaml.safe_load((file.parent / "config.yaml").read_text())["data"]["init_args"]

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import polars as pl
-from common import heading, median_interval, publish
+from common import heading, median_interval, p_text, publish
 from scipy.stats import mannwhitneyu
 
 _FIXED = ("trial", "state", "seconds", "samples_per_second", "reason")
@@ -80,7 +80,7 @@ def tabulate(results: Results, *, baseline: Point, labels: Mapping[Point, str]) 
             p = mannwhitneyu(values, list(reference.values())).pvalue
             # Five pairs and fewer leave the interval open.
             interval = f"{low:+.5f} to {high:+.5f}" if math.isfinite(low + high) else "open"
-            cells += [f"{statistics.median(differences):+.5f}", interval, f"{p:.3f}" if p >= 0.001 else "< 0.001"]
+            cells += [f"{statistics.median(differences):+.5f}", interval, p_text(p)]
         lines.append(f"| {labels[point]} | {len(values)} | {' | '.join([*cells, '', '', ''][:5])} |")
     return lines
 

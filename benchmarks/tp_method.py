@@ -11,7 +11,6 @@ random towers fall behind the flat model by more than three standard errors, `re
 a method makes up for, in means.
 """
 
-import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from common import heading, publish
+from common import heading, p_text, parse_sweep, publish
 from scipy.stats import mannwhitneyu, norm
 
 FLAT, STRIDED, RANDOM = "flat", "strided", "random"
@@ -135,7 +134,7 @@ def tabulate(settings: Sequence[Setting]) -> list[str]:
             f"{median:.4f}",
             f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else "",
             "" if p is None else f"{median - strided:+.4f}",
-            "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
+            "" if p is None else p_text(p),
             f"{median - flat:+.4f}",
             recovered(values, setting) if method != RANDOM else "",
         ]
@@ -144,10 +143,7 @@ def tabulate(settings: Sequence[Setting]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, help="folder of a sweep")
-    parser.add_argument("--output", type=Path, help="Markdown file to write; printed as well")
-    arguments = parser.parse_args()
+    arguments = parse_sweep(__doc__)
     settings = read(arguments.sweep)
     lines = [*heading(f"Towers by method: {arguments.sweep.name}"), *tabulate(settings), ""]
     for setting in settings:
