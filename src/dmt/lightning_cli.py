@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import zipfile
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
+from dmt.brief_help import DESCRIPTIONS, TITLES, BriefHelp
 from dmt.callbacks import PredictionFile, RunRecord, Throughput, WireTraffic, run_folder
 from dmt.datamodules import ClickDataModule
 from dmt.describe import Layout, describe, print_description
@@ -54,7 +56,9 @@ class DmtCLI(LightningCLI):
                 "enable_model_summary": False,
             },
             save_config_callback=_RunConfig,
-            parser_kwargs={"prog": "dmt" if run else f"dmt {arguments[0]}"},
+            parser_kwargs={"prog": "dmt", **{verb: _introduction(verb) for verb in self.subcommands()}}
+            if run
+            else {"prog": f"dmt {arguments[0]}", **_introduction(arguments[0])},
             args=arguments if run else arguments[1:],
             run=run,
         )
@@ -68,7 +72,16 @@ class DmtCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises instead of printing its usage, page after page."""
         # Nor does it take --trainer.max_epoch for max_epochs: what is not a name is a typo.
-        return super().init_parser(**kwargs, exit_on_error=False, allow_abbrev=False)
+        return super().init_parser(**kwargs, exit_on_error=False, allow_abbrev=False, formatter_class=BriefHelp)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As Lightning's, with its own Trainer last: help is in this order."""
+        parser.add_lightning_class_args(ClickModel, "model")
+        parser.add_lightning_class_args(ClickDataModule, "data", subclass_mode=True)
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
+        for name, group in (parser.groups or {}).items():
+            group.title = TITLES[name]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -263,6 +276,10 @@ def check_checkpoint(path: Path) -> None:
         raise UserInputError(f"ckpt_path={path}: not a complete checkpoint; give one that `dmt fit` has written")
 
 
+def _introduction(verb: str) -> dict[str, str]:
+    return {"usage": f"dmt {verb} [--config FILE] [--OPTION VALUE ...]", "description": DESCRIPTIONS.get(verb, "")}
+
+
 class _RunConfig(SaveConfigCallback):
     """Keeps the resolved configuration in the run's folder; without a logger there is none."""
 
@@ -281,7 +298,7 @@ class RunCLI(DmtCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         for name in ("ckpt_path", "weights_only"):
-            parser.add_argument(f"--{name}", type=Any, default=None, help="Of fit; not used.")
+            parser.add_argument(f"--{name}", type=Any, default=None, help=SUPPRESS)
 
 
 class _DescribeCLI(RunCLI):
