@@ -30,13 +30,31 @@ def fit(folder: Path, logger: str, *options: str) -> None:
     main(["fit", *words, *options])
 
 
-@pytest.mark.parametrize("logger", ["CSVLogger", "WandbLogger"])
+EVERY_STEP = ("--trainer.callbacks+=Throughput", "--trainer.callbacks.warmup_steps=0")
+METRICS = {
+    *("train/loss", "samples_per_s", "learning_rate/dense", "learning_rate/embeddings"),
+    *(f"val/{name}" for name in ("auroc", "log_loss", "normalized_entropy", "calibration")),
+    *(f"test/{name}" for name in ("auroc", "log_loss", "normalized_entropy", "calibration")),
+}
+
+
+def logged(folder: Path, logger: str) -> set[str]:
+    """Those of METRICS that a run has logged."""
+    if logger == "WandbLogger":
+        return METRICS & set(wandb.run.summary.keys())
+    pattern = {"CSVLogger": "metrics.csv", "TensorBoardLogger": "events.*"}[logger]
+    held = b"".join(file.read_bytes() for file in folder.rglob(pattern))
+    return {name for name in METRICS if name.encode() in held}
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger", "WandbLogger"])
 def test_a_run_can_be_repeated_from_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], logger: str
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    fit(tmp_path, logger, "--trainer.logger.version=7")
+    fit(tmp_path, logger, "--trainer.logger.version=7", *EVERY_STEP)
+    assert logged(tmp_path, logger) == METRICS
     [run] = find_runs([tmp_path])
     names = {file.name for file in run.folder.iterdir()}
     assert {"config.yaml", "towers.yaml", "record.json", "description.json", "summary.json"} <= names

@@ -218,18 +218,19 @@ class ClickModel(L.LightningModule):
         check_trainer(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Let the embedding rows' learning rate follow the dense layers' schedule."""
+        """Let the embedding rows' learning rate follow the dense layers' schedule, and log both."""
         check_trainer(self.trainer)  # a callback may have turned accumulation on
-        if self.lr_scheduler is None:
-            return
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
-        group = optimizer.param_groups[0]
-        # Against the optimiser's own default: some schedulers make initial_lr something else.
-        rate = self.embedding_optimizer.learning_rate * group["lr"] / optimizer.defaults["lr"]
-        for module in self.modules():
-            if isinstance(module, Stage):
-                module.set_learning_rate(rate)
+        dense_rate = optimizer.param_groups[0]["lr"]
+        embedding_rate = self.embedding_optimizer.learning_rate
+        if self.lr_scheduler is not None:
+            # Against the optimiser's own default: some schedulers make initial_lr something else.
+            embedding_rate *= dense_rate / optimizer.defaults["lr"]
+            for module in self.modules():
+                if isinstance(module, Stage):
+                    module.set_learning_rate(embedding_rate)
+        self.log_dict({"learning_rate/dense": dense_rate, "learning_rate/embeddings": embedding_rate}, batch_size=1)
 
     def configure_optimizers(self) -> Optimizer | OptimizerLRSchedulerConfig:
         """The optimiser of the dense layers; embedding tables update themselves inside backward."""
