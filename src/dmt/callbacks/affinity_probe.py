@@ -14,6 +14,7 @@ from dmt.callbacks.probe import Probe, make_affinity, model_stage, pair_sums, va
 from dmt.errors import UserInputError
 from dmt.modules.click_model import ClickModel
 from dmt.partition.affinity import Affinity
+from dmt.waiting import waiting
 
 Kind = Literal["cosine", "signed_cosine"]
 
@@ -52,7 +53,8 @@ class AffinityProbe(Probe):
         stage = model_stage(model)
         sums, counts = pair_sums(model, model.device), pair_sums(model, model.device)
         num_samples = torch.zeros(1, dtype=torch.float64, device=model.device)
-        for batch in validation_batches(trainer, self.num_batches):
+        batches = validation_batches(trainer, self.num_batches)
+        for batch in waiting(batches, "cosines of batches", total=self.num_batches, is_shown=trainer.is_global_zero):
             embeddings = stage(batch.sparse_features)
             _add_cosines(embeddings.float(), sums=sums, counts=counts, is_signed=self.kind == "signed_cosine")
             num_samples += len(embeddings)

@@ -12,6 +12,7 @@ from dmt.callbacks.probe import Probe, make_affinity, model_stage, pair_sums, va
 from dmt.modules.click_model import ClickModel
 from dmt.modules.stage import given_outputs
 from dmt.partition.affinity import Affinity
+from dmt.waiting import waiting
 
 # Of a rank's batch: more of them sharpen a root mean square little.
 _MAX_SAMPLES = 1024
@@ -51,7 +52,7 @@ class InteractionProbe(Probe):
         was_training = model.training
         model.eval()
         for batch in map(_first_samples, validation_batches(trainer, self.num_batches)):
-            squares += _squared_differences(model, batch, random)
+            squares += _squared_differences(model, batch, random, is_shown=trainer.is_global_zero)
             num_samples += len(batch.labels)
         model.train(was_training)
         squares, num_samples = (trainer.strategy.reduce(tensor, reduce_op="sum") for tensor in (squares, num_samples))
@@ -70,7 +71,7 @@ def _first_samples(batch: Batch) -> Batch:
     return Batch(batch.dense_features[:_MAX_SAMPLES], batch.sparse_features, batch.labels[:_MAX_SAMPLES])
 
 
-def _squared_differences(model: ClickModel, batch: Batch, random: torch.Generator) -> Tensor:
+def _squared_differences(model: ClickModel, batch: Batch, random: torch.Generator, *, is_shown: bool) -> Tensor:
     """Sums (F, F) over samples of the squared second mixed differences of the logit."""
     stage = model_stage(model)
     with torch.no_grad():
@@ -85,7 +86,7 @@ def _squared_differences(model: ClickModel, batch: Batch, random: torch.Generato
 
     before = gradients(own.clone())
     sums = []
-    for feature in range(own.shape[1]):
+    for feature in waiting(range(own.shape[1]), "interactions of features", is_shown=is_shown):
         moved = own.clone()
         moved[:, feature] += step[:, feature]
         change = ((gradients(moved) - before) * step).sum(dim=2)  # (B, F)

@@ -32,6 +32,7 @@ from dmt.modules.click_model import ClickModel
 from dmt.modules.stage import TowerStage, given_outputs
 from dmt.partition.drawing import COLORS
 from dmt.plan import TowerPlan
+from dmt.waiting import waiting
 
 _DESCRIPTION = """\
 How much each tower, and each pair of towers, contributes to a trained model's prediction. The outputs of a tower are
@@ -100,7 +101,7 @@ def explain(model: ClickModel, batches: Sequence[Batch], *, num_repeats: int = 3
     for repeat in range(num_repeats):
         random = torch.Generator().manual_seed(seed + repeat)
         scores: dict[Towers, list[Tensor]] = {}
-        for batch in batches:
+        for batch in waiting(batches, f"batches, dealt out {repeat + 1} of {num_repeats} times"):
             for towers, logits in _permuted_logits(model, stage, batch, places=places, wanted=wanted, random=random):
                 scores.setdefault(towers, []).append(logits)
         aucs = {towers: float(binary_auroc(torch.cat(parts).sigmoid(), labels)) for towers, parts in scores.items()}

@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from dmt.datamodules.prepare import default_cache_dir
 from dmt.errors import UserInputError
+from dmt.waiting import waiting
 
 
 def check_checksums(arrays: Mapping[Path, np.ndarray], checksums: Mapping[Path, int]) -> None:
@@ -35,13 +34,10 @@ def check_checksums(arrays: Mapping[Path, np.ndarray], checksums: Mapping[Path, 
     unknown = [file for file in arrays if remembered.get(key := str(file.resolve())) != states[key]]
     if not unknown:
         return
-    console = Console(stderr=True)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         # zlib lets other threads run while it reads.
         found = pool.map(lambda file: zlib.crc32(arrays[file].data), unknown)
-        is_shown = console.is_terminal
-        shown = track(found, "Checking", total=len(unknown), console=console, disable=not is_shown, transient=True)
-        for file, checksum in zip(unknown, shown, strict=True):
+        for file, checksum in zip(unknown, waiting(found, "checking files", total=len(unknown)), strict=True):
             if checksum != checksums[file]:
                 raise UserInputError(
                     f"{file}: its checksum is not the manifest's; copy it again, or convert the logs again"

@@ -9,6 +9,8 @@ import numpy as np
 from sklearn.manifold import smacof
 from threadpoolctl import threadpool_limits
 
+from dmt.waiting import waiting
+
 Strategy = Literal["coherent", "diverse"]
 
 
@@ -45,15 +47,21 @@ def place(wanted: np.ndarray, *, num_dims: int = 2, num_starts: int = 8, seed: i
     """
     if len(wanted) < 2:
         return np.zeros((len(wanted), num_dims)), 0.0
+    random = np.random.RandomState(seed)  # what smacof takes
+    best: tuple[np.ndarray, float] | None = None
     # Threads add up matrix products in another order, and small differences decide where points end.
     with threadpool_limits(1):
-        points, stress = smacof(
-            wanted,
-            n_components=num_dims,
-            n_init=num_starts,
-            max_iter=300,
-            eps=1e-7,
-            random_state=seed,
-            normalized_stress=False,
-        )
-    return np.asarray(points), float(stress)
+        for _ in waiting(range(num_starts), "placing features"):
+            points, stress = smacof(
+                wanted,
+                n_components=num_dims,
+                n_init=1,
+                max_iter=300,
+                eps=1e-7,
+                random_state=random,
+                normalized_stress=False,
+            )
+            if best is None or stress < best[1]:
+                best = points, float(stress)
+    assert best is not None, "there is at least one start"
+    return best

@@ -121,6 +121,9 @@ class TowerPartitioner:
         self.losses_: dict[str, float] = {}
         if self.loss is not None:
             return self._keep_best(affinity, self.loss)
+        divided = self._divide_by_groups(names)
+        for members, num_towers in divided:
+            self._check_heaviest([names[f] for f in members], num_towers)
         self.points_, self.stress_ = np.empty((0, self.num_dims)), 0.0
         if self.method in ("coherent", "diverse"):
             wanted = distances(affinity.matrix, self.method)  # type: ignore[arg-type]
@@ -129,7 +132,7 @@ class TowerPartitioner:
             )
         tower_of = np.full(len(names), -1)
         first_tower = 0
-        for members, num_towers in self._divide_by_groups(names):
+        for members, num_towers in divided:
             found = self._label(affinity, members, num_towers, first_tower=first_tower)
             tower_of[members] = first_tower + found
             first_tower += num_towers
@@ -237,7 +240,6 @@ class TowerPartitioner:
         costs = None
         if self.max_load is not None:
             costs = np.array([self.costs.get(name, 0.0) for name in position])
-            self._check_heaviest(position, costs, num_towers)
         return Bounds(
             smallest=smallest,
             largest=largest,
@@ -247,11 +249,13 @@ class TowerPartitioner:
             apart=[(position[a], position[b]) for a, b in self.apart if a in position and b in position],
         )
 
-    def _check_heaviest(self, position: Mapping[str, int], costs: np.ndarray, num_towers: int) -> None:
-        assert self.max_load is not None
-        heaviest = max(position, key=lambda name: costs[position[name]])
-        if costs[position[heaviest]] > self.max_load * costs.sum() / num_towers:
-            share = costs[position[heaviest]] * num_towers / costs.sum()
+    def _check_heaviest(self, names: Sequence[str], num_towers: int) -> None:
+        if self.max_load is None:
+            return
+        costs = {name: self.costs.get(name, 0.0) for name in names}
+        heaviest, mean = max(costs, key=lambda name: costs[name]), sum(costs.values()) / num_towers
+        if costs[heaviest] > self.max_load * mean:
+            share = costs[heaviest] / mean
             parts = int(np.ceil(share / self.max_load))
             raise UserInputError(
                 f"max_load={self.max_load}: feature {heaviest!r} alone costs {share:.2f} times the mean of the towers; "
