@@ -18,7 +18,8 @@ from pathlib import Path
 
 import polars as pl
 from common import heading, median_interval, p_text, publish
-from scipy.stats import mannwhitneyu
+
+from dmt.runs import p_value
 
 _FIXED = ("trial", "state", "seconds", "samples_per_second", "reason")
 _METRICS = ("train/", "val/", "test/", "samples_per_s", "intra_host", "cross_host", "exposed_comm", "epoch", "step")
@@ -77,7 +78,7 @@ def tabulate(results: Results, *, baseline: Point, labels: Mapping[Point, str]) 
         if point != baseline:
             differences = [by_seed[seed] - reference[seed] for seed in by_seed if seed in reference]
             low, high = median_interval(differences)
-            p = mannwhitneyu(values, list(reference.values())).pvalue
+            p = p_value(values, list(reference.values()))
             # Five pairs and fewer leave the interval open.
             interval = f"{low:+.5f} to {high:+.5f}" if math.isfinite(low + high) else "open"
             cells += [f"{statistics.median(differences):+.5f}", interval, p_text(p)]

@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from common import heading, p_text, parse_sweep, publish
-from scipy.stats import mannwhitneyu, norm
+from scipy.stats import norm
+
+from dmt.runs import p_value
 
 FLAT, STRIDED, RANDOM = "flat", "strided", "random"
 CHOICES = {"auto": ("coherent", "diverse"), "auto, interactions": ("interaction", "apart")}
@@ -107,7 +109,7 @@ def tabulate(settings: Sequence[Setting]) -> list[str]:
         rows += [(setting, method, values) for method, values in setting.test.items() if method != FLAT]
         rows += [(setting, name, values) for name, values in kept.items()]
     tested = [row for row in rows if row[1] != STRIDED]
-    p_values = [mannwhitneyu(list(v.values()), list(s.test[STRIDED].values())).pvalue for s, _, v in tested]
+    p_values = [p_value(list(v.values()), list(s.test[STRIDED].values())) for s, _, v in tested]
     corrected = {id(row): p for row, p in zip(tested, holm(p_values), strict=True)}
     lines = [
         "| model | towers | method | n | median AUC | deviation | to strided | p, corrected | to flat | recovered |",

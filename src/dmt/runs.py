@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import yaml
+from scipy.stats import mannwhitneyu
 
 from dmt.errors import UserInputError
 
@@ -82,6 +83,21 @@ class Run:
             return [], []
         table = table.select("step", metric).drop_nulls()
         return table["step"].to_list(), table[metric].to_list()
+
+
+def p_value(values: Sequence[float], reference: Sequence[float]) -> float:
+    """Of the two-sided Mann-Whitney U test, exact where no two of the values are equal.
+
+    The normal approximation, which scipy takes from nine values a side, is off where it matters: for nine that all lie
+    above nine others, ten times too large.
+
+    Example:
+        >>> f"{p_value(range(9), range(10, 19)):.5f}"
+        '0.00004'
+    """
+    both = [*values, *reference]
+    method: Literal["exact", "asymptotic"] = "exact" if len(set(both)) == len(both) else "asymptotic"
+    return float(mannwhitneyu(values, reference, method=method).pvalue)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:

@@ -11,12 +11,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import mannwhitneyu
 
 from dmt import pages
 from dmt.commands.report_pictures import draw_curves, draw_trade_offs, output_bytes, pareto_front
 from dmt.errors import OneLineParser, UserInputError
-from dmt.runs import Point, Run, find_runs, group
+from dmt.runs import Point, Run, find_runs, group, p_value
 
 _DESCRIPTION = """\
 Compare finished runs of `dmt fit`, or the trials of a sweep that have finished so far. Runs that differ by their seed
@@ -114,7 +113,7 @@ def summarise(point: Point, baseline: Point | None, *, metric: str) -> dict[str,
         differs = point is not baseline and values and reference
         row["difference"] = statistics.median(values) - statistics.median(reference) if differs else None
         enough = differs and min(len(values), len(reference)) > 1
-        row["p"] = float(mannwhitneyu(values, reference).pvalue) if enough else None
+        row["p"] = p_value(values, reference) if enough else None
     return row
 
 
