@@ -22,6 +22,7 @@ _HOME = {
     "DLRM": "dmt.modules",
     "DLRMTower": "dmt.modules",
     "EmbeddingOptimizer": "dmt.modules",
+    "FactorizationMachine": "dmt.modules",
     "GatedTower": "dmt.modules",
     "MultiEmbedding": "dmt.modules",
     "PassThrough": "dmt.modules",

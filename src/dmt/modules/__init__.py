@@ -4,6 +4,7 @@ from dmt.modules.click_model import ClickModel
 from dmt.modules.dcn import DCN
 from dmt.modules.dlrm import DLRM
 from dmt.modules.embeddings import EmbeddingOptimizer, FusedEmbeddingBags, deferred_tables
+from dmt.modules.factorization_machine import FactorizationMachine
 from dmt.modules.interactions import DotInteraction
 from dmt.modules.metrics import Calibration, LogLoss, NormalizedEntropy, click_metrics
 from dmt.modules.multi_embedding import MultiEmbedding
@@ -20,6 +21,7 @@ __all__ = [
     "DLRMTower",
     "DotInteraction",
     "EmbeddingOptimizer",
+    "FactorizationMachine",
     "FusedEmbeddingBags",
     "GatedTower",
     "LogLoss",

@@ -36,19 +36,19 @@ def make_bottom(num_dense: int, hidden_layers: Sequence[int], out_dim: int) -> D
     return DenseArch(num_dense, [*hidden_layers, out_dim]) if num_dense else None
 
 
-def check_layers(owner: str, *, bottom_layers: Sequence[int], over_layers: Sequence[int]) -> None:
+def check_layers(owner: str, *, bottom_layers: Sequence[int], over_layers: Sequence[int] | None = None) -> None:
     """Check the hidden sizes of a top arch.
 
     Args:
         owner: its name, for messages.
         bottom_layers: of the bottom arch.
-        over_layers: of the over arch.
+        over_layers: of the over arch, where there is one.
 
     Raises:
         UserInputError: a size is not positive, or the over arch has none.
     """
     for option, sizes in (("bottom_layers", bottom_layers), ("over_layers", over_layers)):
-        if any(size < 1 for size in sizes):
-            raise UserInputError(f"{owner} {option}={list(sizes)}: give positive layer sizes")
-    if not over_layers:
+        if any(size < 1 for size in sizes or []):
+            raise UserInputError(f"{owner} {option}={list(sizes or [])}: give positive layer sizes")
+    if over_layers is not None and not over_layers:
         raise UserInputError(f"{owner} over_layers=[]: give at least one hidden layer, for example [64]")
