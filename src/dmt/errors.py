@@ -1,9 +1,10 @@
 """The one error class whose message is meant for the user rather than for a developer, and common checks."""
 
 import argparse
+import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserInputError(ValueError):
@@ -23,7 +24,25 @@ class UserInputError(ValueError):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Command-line options whose errors are :class:`UserInputError`: one line, without the usage."""
+    """Command-line options whose errors are :class:`UserInputError`: one line, without the usage.
+
+    A name that is not one is told the nearest, and never taken for the beginning of one.
+    """
+
+    def __init__(self, *, prog: str, description: str) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=layout, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Before argparse, which tells first of what is missing, and that may be what the wrong name was meant for.
+        names = [name for action in self._actions for name in action.option_strings]
+        for word in args or []:
+            name = word.partition("=")[0]
+            near = difflib.get_close_matches(name, names, n=1)
+            if name.startswith("--") and len(name) > 2 and name not in names:
+                hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+                raise UserInputError(f"{name}: no such option; {hint}")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserInputError(f"{message}; see {self.prog} --help")

@@ -233,12 +233,15 @@ def test_bad_lines_end_the_run_or_are_left_out(tmp_path: Path) -> None:
     file = write_log(tmp_path / "train.txt", [bad.get(index, line) for index, line in enumerate(lines)])
     for part_bytes in (100_000, 10_000_000):
         with pytest.raises(ValueError, match=r"train.txt, line 18: it is empty; mend it, or give --on-bad-lines skip"):
-            convert([file], tmp_path / f"error{part_bytes}", fractions=(1, 0, 0), part_bytes=part_bytes)
-        output = tmp_path / f"skip{part_bytes}"
+            convert([file], tmp_path / f"out{part_bytes}", fractions=(1, 0, 0), part_bytes=part_bytes)
+        # As the message says, in the folder that was begun; and not back again.
+        output = tmp_path / f"out{part_bytes}"
         done = convert([file], output, fractions=(1, 0, 0), part_bytes=part_bytes, skip_bad_lines=True)
         assert done["bad_lines"] == 3
         assert [told.split(":")[0].split("line ")[1] for told in done["first_bad_lines"]] == ["18", "1501", "4000"]
         assert_split(output, "train", [line for index, line in enumerate(lines) if index not in bad])
+        with pytest.raises(ValueError, match="it was begun with other --on-bad-lines; give another folder"):
+            convert([file], output, fractions=(1, 0, 0), part_bytes=part_bytes)
     # Not only in the first part.
     late = write_log(tmp_path / "late.txt", [line if index != 3000 else b"1" for index, line in enumerate(lines)])
     with pytest.raises(ValueError, match=r"late.txt, line 3001: 1 columns, not 40"):
@@ -375,7 +378,7 @@ def test_another_conversion_is_not_mixed_in(days: tuple[Path, list[Lines]], tmp_
     before = contents(tmp_path / "out")
     with pytest.raises(ValueError, match="begun with other part_bytes; give another folder or remove it"):
         convert([folder], tmp_path / "out", part_bytes=1000)
-    with pytest.raises(ValueError, match="begun with other sources and fractions"):
+    with pytest.raises(ValueError, match="begun with other input files and --split; give"):
         convert([folder / "day_0"], tmp_path / "out", fractions=(1, 0, 0))
     assert contents(tmp_path / "out") == before
 

@@ -259,9 +259,14 @@ def test_dry_run_starts_nothing(write_sweep: Write, tmp_path: Path, capsys: pyte
 
 
 def test_wrong_command_lines_end_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["a.yaml", "--worker", "x"], ["a.yaml", "--wrkers", "2"]):
+    missing, wrong, misspelt = [], ["a.yaml", "--workers", "x"], ["a.yaml", "--wrkers", "2"]
+    for arguments, fix in (
+        (missing, "see dmt sweep --help"),
+        (wrong, "see dmt sweep --help"),
+        (misspelt, "--workers?"),
+    ):
         with pytest.raises(SystemExit) as exit_info:
             main(["sweep", *arguments])
         assert exit_info.value.code == 2
         [line] = capfd.readouterr().err.splitlines()
-        assert line.startswith("dmt: error: ") and "see dmt sweep --help" in line
+        assert line.startswith("dmt: error: ") and line.endswith(fix)

@@ -170,9 +170,7 @@ def run_explain_command(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OneLineParser(
-        prog="dmt explain", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="dmt explain", description=_DESCRIPTION)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of `dmt fit`, of any layout")
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: that of the checkpoint's run")
     parser.add_argument(

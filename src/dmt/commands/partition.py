@@ -69,9 +69,7 @@ def run_partition_command(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OneLineParser(
-        prog="dmt partition", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="dmt partition", description=_DESCRIPTION)
     source = parser.add_argument_group("where the affinity is from").add_mutually_exclusive_group(required=True)
     source.add_argument("--affinity", type=Path, metavar="FILE", help="affinity.npz or interaction.npz of a run")
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="checkpoint of a flat model")
@@ -96,7 +94,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, metavar="FILE", help="page or picture: .html, .png, .svg or .pdf")
     parser.add_argument("--method", choices=METHODS, default="coherent", help="default: coherent")
     parser.add_argument("--steps", type=int, default=300, metavar="N", help="of auto's training runs (default 300)")
-    parser.add_argument("--dims", type=int, default=2, metavar="D", help="of the points (default 2, as in the paper)")
+    parser.add_argument(
+        "--dims",
+        type=int,
+        default=2,
+        metavar="D",
+        help="of the points (default 2, as in the paper; more for many towers)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random starts (default 0)")
     bounds = parser.add_argument_group("bounds")
     bounds.add_argument(

@@ -1,6 +1,5 @@
 """``dmt report``: runs and sweeps side by side, as a table, and as a page or Markdown with pictures."""
 
-import argparse
 import json
 import statistics
 from collections import Counter
@@ -38,9 +37,7 @@ METRICS = {
 
 def run_report(arguments: list[str]) -> None:
     """``dmt report RUN... [--baseline NAME] [--output DIR]``."""
-    parser = OneLineParser(
-        prog="dmt report", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="dmt report", description=_DESCRIPTION)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (of several versions the newest) or a sweep"
     )

@@ -1,6 +1,5 @@
 """``dmt preprocess tabular``: what a log's columns may be, or its encoding ahead of training."""
 
-import argparse
 from pathlib import Path
 
 import yaml
@@ -22,9 +21,7 @@ Without, PATH is such a configuration, and its log is encoded into the cache, as
 
 def run_tabular_command(arguments: list[str]) -> None:
     """``dmt preprocess tabular PATH [--infer-schema FILE]``."""
-    parser = OneLineParser(
-        prog="dmt preprocess tabular", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="dmt preprocess tabular", description=_DESCRIPTION)
     parser.add_argument("path", type=Path, metavar="PATH", help="folder of the log, or a data configuration")
     parser.add_argument("--infer-schema", type=Path, metavar="FILE", help="YAML file to write")
     parser.add_argument("--label", metavar="COLUMN", help="column of labels (default: label, click, target or alike)")

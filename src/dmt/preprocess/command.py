@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dmt.errors import OneLineParser, UserInputError
-from dmt.preprocess.criteo import ConversionOptions, Hashing, PartReport, Vocabularies
+from dmt.preprocess.criteo import MANIFEST, ConversionOptions, Hashing, PartReport, Vocabularies
 from dmt.preprocess.criteo_run import Splits, preprocess_criteo
 from dmt.preprocess.criteo_text import CATEGORIES
 from dmt.preprocess.sources import find_sources
@@ -32,9 +32,7 @@ Started again after a kill it goes on where it was. DIR/manifest.json is there w
 
 def run_preprocess_command(arguments: list[str]) -> None:
     """``dmt preprocess criteo INPUT... --output DIR``."""
-    parser = OneLineParser(
-        prog="dmt preprocess criteo", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="dmt preprocess criteo", description=_DESCRIPTION)
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -77,6 +75,7 @@ def run_preprocess_command(arguments: list[str]) -> None:
         raise UserInputError(f"--workers {options.workers}: give at least 1")
     categories = _categories(options)
     sources = find_sources(options.inputs)
+    is_done = (options.output / MANIFEST).exists()
     started = time.monotonic()
     sizes_in_bytes = [source.num_bytes for source in sources]
     total = None if None in sizes_in_bytes else sum(filter(None, sizes_in_bytes))
@@ -96,11 +95,12 @@ def run_preprocess_command(arguments: list[str]) -> None:
     for told in manifest["first_bad_lines"]:
         print(told)
     if manifest["bad_lines"]:
-        print(f"{manifest['bad_lines']:,} lines were left out; the first of them are above")
+        print(f"lines left out: {manifest['bad_lines']:,}; the first ones are above")
     sizes = {name: end - start for name, (start, end) in manifest["splits"].items()}
     rows, seconds = sum(sizes.values()), time.monotonic() - started
     told = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
-    print(f"{rows:,} rows ({told}) in {seconds:.1f} s, {rows / seconds:,.0f} a second: {options.output}")
+    pace = "converted before" if is_done else f"in {seconds:.1f} s, {rows / seconds:,.0f} a second"
+    print(f"{rows:,} rows ({told}) {pace}: {options.output}")
 
 
 def _categories(options: argparse.Namespace) -> Hashing | Vocabularies:

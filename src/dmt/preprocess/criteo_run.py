@@ -119,6 +119,16 @@ def preprocess_criteo(
     return manifest
 
 
+_SAID_BY = {
+    "version": "version of dmt",
+    "sources": "input files",
+    "categories": "--num-embeddings or --min-count",
+    "skip_bad_lines": "--on-bad-lines",
+    "part_bytes": "part_bytes",
+    "fractions": "--split",
+}
+
+
 def start_output(output: Path, *, sources: Sequence[Source], options: ConversionOptions, splits: Splits) -> None:
     """Make the output folder, or check that it was begun with the same files and options.
 
@@ -133,11 +143,13 @@ def start_output(output: Path, *, sources: Sequence[Source], options: Conversion
     if file.exists():
         found = json.loads(file.read_text())
         differing = [name for name in wanted if found.get(name) != wanted[name]]
-        if differing:
-            told = " and ".join(differing)
+        if not differing:
+            return
+        # Parts that are done had no bad line and would be the same, so that skipping them may begin in the middle.
+        if differing != ["skip_bad_lines"] or not options.skip_bad_lines:
+            told = " and ".join(_SAID_BY[name] for name in differing)
             raise UserInputError(f"--output {output}: it was begun with other {told}; give another folder or remove it")
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserInputError(f"--output {output}: it exists and is not of dmt preprocess; give another folder")
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """``dmt sweep``: its options, and what it prints at the end."""
 
-import argparse
 import shlex
 from pathlib import Path
 
@@ -22,9 +21,7 @@ Ctrl-C, a kill or a crash, and runs what has been added to the file's lists.
 
 def run_sweep_command(arguments: list[str]) -> None:
     """``dmt sweep FILE``; exit code 1 where trials failed."""
-    parser = OneLineParser(
-        prog="dmt sweep", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="dmt sweep", description=_DESCRIPTION)
     parser.add_argument("file", type=Path, help="sweep file, such as configs/sweeps/tower_count.yaml")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the sweep's folder (default runs/sweeps/NAME)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time (default 1)")
