@@ -288,7 +288,9 @@ class _RunConfig(SaveConfigCallback):
             return
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, folder / self.config_filename, skip_unset=False, overwrite=True)
+            path = folder / self.config_filename
+            # In one file: parts that the configuration had in files of their own may change.
+            self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
         self.already_saved = True
 
 

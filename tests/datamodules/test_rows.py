@@ -129,26 +129,31 @@ def test_the_command_predicts_rows(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DMT_SAVE_DIR", "run")
     (tmp_path / "config.yaml").write_text(
-        f"""\
+        """\
 trainer:
   accelerator: cpu
   devices: 1
   max_epochs: 1
   log_every_n_steps: 1
-  logger: {{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: runs}}}}
-data:
-  class_path: dmt.datamodules.TabularClicks
-  init_args: {{path: {folder}, categorical: [word, tags], numeric: [price], label: clicked}}
-model: {{embedding_dim: 8}}
+  logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs}}
+model: {embedding_dim: 8}
 """
     )
-    main(["fit", "--config", "config.yaml"])
+    (tmp_path / "columns.yaml").write_text(
+        f"""class_path: dmt.datamodules.TabularClicks
+init_args: {{path: {folder}, categorical: [word, tags], numeric: [price], label: clicked}}
+"""
+    )
+    main(["fit", "--config", "config.yaml", "--data", "columns.yaml"])
     [checkpoint] = (tmp_path / "run").rglob("*.ckpt")
+    # The run's configuration has all that was in several files, and is enough from here on.
+    [config] = (tmp_path / "run").rglob("config.yaml")
+    (tmp_path / "columns.yaml").unlink()
     rows = draw(25, words="abz").drop("clicked")
     rows.write_parquet(tmp_path / "later.parquet")
     monkeypatch.setenv("DMT_SAVE_DIR", "predicted")
     words = ["--data", "TabularRows", "--data.path=later.parquet", f"--data.checkpoint={checkpoint}"]
-    main(["predict", "--config", "config.yaml", "--ckpt_path", str(checkpoint), *words])
+    main(["predict", "--config", str(config), "--ckpt_path", str(checkpoint), *words])
     [file] = (tmp_path / "predicted").rglob("predictions.parquet")
     probabilities = pl.read_parquet(file)["probability"]
     assert len(probabilities) == 25 and probabilities.is_between(0, 1).all()
