@@ -57,6 +57,12 @@ def test_the_same_page_is_the_same_bytes(tmp_path: Path) -> None:
     assert write(tmp_path) == write(tmp_path)
 
 
+def test_numbers_are_set_right_and_words_left() -> None:
+    rows = [["0", "strided", "0.8374", "4 (flat)", "", "1,024"], ["1", "random", "-0.1", "8", "< 0.001", "95%"]]
+    assert Table(header=list("abcdef"), rows=rows).sides == ["right", "left", "right", "left", "right", "right"]
+    assert Table(header=["a", "b"], rows=[]).sides == ["right", "right"]
+
+
 def test_other_names_are_refused() -> None:
     check_suffix("--report", None)
     check_suffix("--report", Path("a.png"))

@@ -1,6 +1,7 @@
 """A report as one HTML file that needs nothing else, or as Markdown: headings, words, tables and pictures."""
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -12,13 +13,21 @@ from matplotlib.figure import Figure
 
 from dmt.errors import UserInputError
 
+_NUMBER = re.compile(r"(< )?[-+\d.,%]*(nan)?")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text under a header; the first column is words, the others numbers."""
+    """Rows of text under a header."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    @property
+    def sides(self) -> list[str]:
+        """``right`` for each column of numbers, ``left`` for those that have words."""
+        columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.header)
+        return ["right" if all(map(_NUMBER.fullmatch, column)) else "left" for column in columns]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +69,8 @@ def write_markdown(path: Path, *, title: str, sections: Sequence[Section]) -> No
         for paragraph in section.text:
             lines += [paragraph, ""]
         for table in section.tables:
-            rows = [table.header, ["---"] * len(table.header), *table.rows]
+            rule = ["---:" if side == "right" else "---" for side in table.sides]
+            rows = [table.header, rule, *table.rows]
             lines += [*("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows), ""]
         for picture in section.pictures:
             number += 1
@@ -95,11 +105,12 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ccc; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.5rem 0; }
-th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: right; border-bottom: 1px solid #e5e5e5; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; border-bottom: 1px solid #e5e5e5; vertical-align: top; }
+.right { text-align: right; }
 img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0; }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; } section, img, tr { break-inside: avoid; }
-               .wide { overflow: visible; } }
+@page { margin: 15mm; }
+@media print { body { max-width: none; padding: 0; font-size: 9pt; } img, tr { break-inside: avoid; }
+               h1, h2 { break-after: avoid; } .wide { overflow: visible; } }
 </style>
 </head>
 <body>
@@ -112,10 +123,11 @@ img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0; }
 {% endfor %}
 {% for table in section.tables %}
 <div class="wide"><table>
-<thead><tr>{% for cell in table.header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+{% set sides = table.sides %}
+<thead><tr>{% for cell in table.header %}<th class="{{ sides[loop.index0] }}">{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in table.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell in row %}<td class="{{ sides[loop.index0] }}">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody>
 </table></div>

@@ -71,7 +71,7 @@ def test_towers_are_explained(towers: Path, tmp_path: Path, capsys: pytest.Captu
     assert 0.5 < found["auc"] - pair["auc_drop"] < found["auc"] - 0.05
     assert pair["together"] == pytest.approx(sum(one["auc_drop"] for one in found["single"]) - pair["auc_drop"])
     page = (tmp_path / "report.html").read_text()
-    assert "What 2 towers contribute" in page and "<td>c0, c2, c4</td>" not in page[: page.index("<h2>")]
+    assert "What 2 towers contribute" in page and '<td class="left">c0, c2, c4</td>' not in page[: page.index("<h2>")]
     main(["explain", "--checkpoint", str(towers), "--batches", "1", "--repeats", "1"])
     told = capsys.readouterr().out
     assert "AUC drop" in told and "0 and 1" in told and "on 1,024 validation samples" in told

@@ -85,9 +85,9 @@ def test_a_report_is_drawn(folder: Path, name: str) -> None:
     page = told.decode()
     for words in (
         "6 features in 2 towers",
-        "<td>a, b, c</td>",
+        '<td class="left">a, b, c</td>',
         "Strongest pairs",
-        "<td>a and b</td>",
+        '<td class="left">a and b</td>',
         "Method: coherent",
     ):
         assert words in page

@@ -200,7 +200,7 @@ def write_report(
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserInputError(f"--output {folder}: {error}; give a folder to make") from None
-    front = ", ".join(point.label for point in pareto_front(points, metric=metric))
+    front = ", ".join(str(points.index(point) + 1) for point in pareto_front(points, metric=metric))
     numbered = [{"": str(number), **_cells(row)} for number, row in enumerate(rows, start=1)]
     table = pages.Table(header=list(numbered[0]), rows=[list(row.values()) for row in numbered])
     trade_offs = Figure(figsize=(12, 9), layout="constrained")
@@ -217,7 +217,7 @@ def write_report(
             heading="What quality costs",
             text=[
                 "Medians with all runs' range; the numbers are those of the table. The line is the Pareto front: no "
-                f"other point is better and costs no more. By bytes out of towers it is {front}."
+                f"other point is better and costs no more. By bytes out of towers it is of {front}."
             ],
             pictures=[trade_offs],
         ),
