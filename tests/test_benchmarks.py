@@ -1,5 +1,6 @@
 """Benchmarks run; what they measure is theirs to say."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,29 @@ def test_methods_of_towers_are_compared(tmp_path: Path) -> None:
     # By the first seed's validation AUC, and without it.
     assert "| DLRM, Tower | 4 | auto: coherent | 8 |" in table
     assert "these seeds show a difference of 0.0005 four times of five" in table
+
+
+def test_what_towers_save_is_read_from_runs(tmp_path: Path) -> None:
+    together, apart = [["c0", "c3"], ["c1", "c2"]], [["c0", "c1"], ["c2", "c3"]]  # as SyntheticClicks plants them
+    points = [([["c0", "c1", "c2", "c3"]], 4, 0.80)]
+    points += [(together, 2, 0.81), (together, 1, 0.7996), (apart, 2, 0.80), (apart, 1, 0.79)]
+    for number, (towers, outputs, auc) in enumerate(points):
+        trial = tmp_path / str(number)
+        trial.mkdir()
+        (trial / "trial.json").write_text(f'{{"number": {number}}}')
+        told = [{"features": tower, "out_features": 1, "out_dim": 8 * outputs // len(towers)} for tower in towers]
+        summary = {
+            "data": {"class_path": "dmt.SyntheticClicks", "init_args": {"num_features": 4, "num_groups": 2}},
+            "description": {"towers": told, "compression_ratio": 4 / outputs},
+            "metrics": {"test/auroc": auc},
+            "samples_per_second": None,
+            "steps": 1,
+            "checkpoint": "",
+        }
+        (trial / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "sweep.json").write_text("{}")
+    table = run("benchmarks/tp_saves.py", str(tmp_path))
+    # A sample's 4 embeddings of 8 floats, there and back, the half that is for the other host: 128 bytes.
+    assert "Flat: 0.8000, 1 seeds, 128 bytes." in table
+    assert "| 2 | 0.8100 | 0.7996 | 32 (1/4 of flat's) |" in table
+    assert "| 0 | 0.8000 | 0.7900 | 64 (1/2 of flat's) |" in table

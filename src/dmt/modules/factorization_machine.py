@@ -6,7 +6,6 @@ Shapes: B samples, O outputs of the tower stage, D their width.
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -46,9 +45,9 @@ class FactorizationMachine(TopArch):
         # (B, D), while embeddings may be on their way
         dense = None if self.bottom is None else self.bottom(dense_features)
         vectors = pending.wait()  # (B, O, D)
-        if dense is not None:
-            vectors = torch.cat([vectors, dense[:, None].to(vectors.dtype)], dim=1)
+        total, squares = vectors.sum(dim=1), vectors.square().sum(dim=(1, 2))
+        if dense is not None:  # added, since vectors with one more would be a copy of all
+            total, squares = total + dense, squares + dense.square().sum(dim=1)
         # No sum of dot products is torchrec's FactorizationMachine: it multiplies the columns of a vector, too.
-        total = vectors.sum(dim=1)
-        pairs = (total.square() - vectors.square().sum(dim=1)).sum(dim=1) / 2
+        pairs = (total.square().sum(dim=1) - squares) / 2
         return self.main_effects(total).squeeze(1) + self.pair_weight * pairs
