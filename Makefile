@@ -27,7 +27,7 @@ help: ## list the targets and settings
 	printf '%s\n' '' 'Settings, as in "make test DEVICE=cpu":' \
 	    '  DEVICE=cpu|cuda   packages to install; by default cuda where nvidia-smi lists a GPU, else cpu' \
 	    '  PYTHON=...        interpreter for a new .venv; by default python3.11, else python3 if it is 3.11 to 3.14' \
-	    '  PYTEST_ARGS=...   more arguments for pytest, such as PYTEST_ARGS="-x -k plan"' \
+	    '  PYTEST_ARGS=...   more arguments for pytest, such as PYTEST_ARGS="-x -k plan", or "-n 0 --pdb"' \
 	    '  PIP_FLAGS=        show what pip does; its own variables (PIP_EXTRA_INDEX_URL, ...) work as usual'
 
 train: $(STAMP) ## train on the built-in click log with SPTT and flat, and compare them
@@ -41,9 +41,10 @@ train: $(STAMP) ## train on the built-in click log with SPTT and flat, and compa
 	    '  .venv/bin/dmt fit --config configs/quickstart.yaml --model.num_towers 8' \
 	    '  .venv/bin/dmt fit --config configs/flights.yaml --data.path DIR_OF_YOUR_PARQUET_OR_CSV_FILES'
 
+# Two files of tests at a time: many of them wait for processes of their own, which have a thread each.
 test: lint ## lint, then run all tests
 	@set -x
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	@set -x

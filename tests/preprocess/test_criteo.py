@@ -271,7 +271,7 @@ def test_the_command_tells_what_it_did(
         ]
     )
     told = capsys.readouterr().out
-    assert "train.txt, line 1: 1 columns" in told and "1 lines were left out" in told
+    assert "train.txt, line 1: 1 columns" in told and "lines left out: 1;" in told
     assert "99 rows (79 train, 10 valid, 10 test)" in told
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["schema"]["categorical"][0] == {
         "name": "C1", "num_embeddings": 1_000_000, "multi_hot": False, "mean_length": 1.0, "table": "C1"
