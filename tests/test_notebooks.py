@@ -15,7 +15,7 @@ FEWER = {"03_ablation": ('"values": points}', '"values": [points[0], points[-1]]
 SMALL = {
     "01_quickstart": "num_train, max_epochs = 12_000, 1",
     "02_tower_partitioner": "num_train = 20_000",
-    "03_ablation": "num_train, seeds, workers = 2_048, [1], 2",
+    "03_ablation": "num_train, seeds, workers = 20_480, [1], 2",
     "04_your_own_tower_module": "num_train = 8_000",
 }
 TOLD = {
@@ -26,7 +26,7 @@ TOLD = {
         "test/auroc",
     ],
     "02_tower_partitioner": ["interaction, 8 dimensions: agreement", "method: coherent", "strided: test AUC 0."],
-    "03_ablation": ["num_towers=4, plan=random"],
+    "03_ablation": ["num_towers=4, plan=synthetic_dlrm_4_interaction"],
     "04_your_own_tower_module": ["pooled: test AUC 0.", "tower Wrong: returned shape"],
 }
 
