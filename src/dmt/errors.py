@@ -38,8 +38,8 @@ class OneLineParser(argparse.ArgumentParser):
         names = [name for action in self._actions for name in action.option_strings]
         for word in args or []:
             name = word.partition("=")[0]
-            near = difflib.get_close_matches(name, names, n=1)
             if name.startswith("--") and len(name) > 2 and name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
                 raise UserInputError(f"{name}: no such option; {hint}")
         return super().parse_known_args(args, namespace)

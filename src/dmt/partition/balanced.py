@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from dmt.errors import UserInputError
 from dmt.waiting import waiting
 
+# Of a point, to which a mixed-integer program may assign it at first.
 _NEAR_GROUPS = 8
 
 
