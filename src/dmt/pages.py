@@ -106,7 +106,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-botto
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.5rem 0; }
 th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; border-bottom: 1px solid #e5e5e5; vertical-align: top; }
-.right { text-align: right; }
+.right { text-align: right; } td.right { white-space: nowrap; }
 img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0; }
 @page { margin: 15mm; }
 @media print { body { max-width: none; padding: 0; font-size: 9pt; } img, tr { break-inside: avoid; }

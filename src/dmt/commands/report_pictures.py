@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dmt.partition.drawing import COLORS, MARKERS
 from dmt.runs import Point
 
 _FLOAT_BYTES = 4
 _MAX_CURVES = 8
+_LINES = ("-", "--", ":", "-.")
 
 
 def output_bytes(point: Point) -> int:
@@ -56,6 +58,8 @@ def draw_trade_offs(figure: Figure, points: Sequence[Point], *, metric: str) -> 
             front = pareto_front(points, metric=metric, cost=cost)
             places = [(cost(point), statistics.median(point.values(metric))) for point in front]
             axes.step(*np.transpose(places), where="post", color="gray", linewidth=1, zorder=0)
+        if name == "towers":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(name)
         axes.set_ylabel(metric)
 
@@ -69,11 +73,17 @@ def _draw_costs(axes: Axes, points: Sequence[Point], cost: Callable[[Point], flo
         same = [other for other in range(len(shown)) if xs[other] == xs[index]]
         x = xs[index] + width * (same.index(index) - (len(same) - 1) / 2) * min(1, 8 / len(same))
         values = point.values(metric)
-        color, marker = COLORS[(number - 1) % len(COLORS)], MARKERS[(number - 1) // len(COLORS) % len(MARKERS)]
+        color, turn = _color(number)
         median = statistics.median(values)
         axes.plot([x, x], [min(values), max(values)], color=color, linewidth=1)
-        axes.plot([x], [median], marker=marker, color=color)
+        axes.plot([x], [median], marker=MARKERS[turn % len(MARKERS)], color=color)
         axes.annotate(str(number), (x, median), xytext=(4, 3), textcoords="offset points", fontsize=7)
+
+
+def _color(number: int) -> tuple[str, int]:
+    """Of the point with a number, the same in all pictures; and how often the colours have been gone through before."""
+    turn, place = divmod(number - 1, len(COLORS))
+    return COLORS[place], turn
 
 
 def draw_curves(figure: Figure, points: Sequence[Point], *, metric: str) -> bool:
@@ -89,9 +99,11 @@ def draw_curves(figure: Figure, points: Sequence[Point], *, metric: str) -> bool
     if not curves:
         return False
     for axes, (name, found) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items(), strict=True):
-        for point, color, (steps, values) in zip(best, COLORS, found, strict=False):
-            label = f"{points.index(point) + 1}: {point.label}"
-            axes.plot(steps, values, color=color, label=_short(label), linewidth=1)
+        for point, (steps, values) in zip(best, found, strict=True):
+            number = points.index(point) + 1
+            color, turn = _color(number)
+            label = _short(f"{number}: {point.label}")
+            axes.plot(steps, values, color=color, linestyle=_LINES[turn % len(_LINES)], label=label, linewidth=1)
         axes.set_xlabel("step")
         axes.set_ylabel(name)
     handles, labels = figure.axes[0].get_legend_handles_labels()
