@@ -1,6 +1,8 @@
 """What a run's folder holds, with the loggers that users have."""
 
+import itertools
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,8 @@ def test_a_run_can_be_repeated_from_its_folder(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    # tensorboardX names files by host and second: that of the test would take the place of a fit's that took no second.
+    monkeypatch.setattr(socket, "gethostname", map("host{}".format, itertools.count()).__next__)
     fit(tmp_path, logger, "--trainer.logger.version=7", *EVERY_STEP)
     assert logged(tmp_path, logger) == METRICS
     [run] = find_runs([tmp_path])
