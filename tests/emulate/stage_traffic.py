@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -26,11 +27,13 @@ class Counted:
         metered_bytes: bytes to other hosts, by purpose.
         messages: to other hosts.
         link: what has left the host meanwhile, all its ranks together.
+        segments_sent_again: by TCP, on the host, because their acknowledgement took too long; on a busy machine it may.
     """
 
     metered_bytes: dict[str, int]
     messages: int
     link: LinkCounters
+    segments_sent_again: int
 
 
 def count_steps(ranks_per_host: int, hosts_per_group: int, seed: int, steps: int) -> Counted:
@@ -46,7 +49,7 @@ def count_steps(ranks_per_host: int, hosts_per_group: int, seed: int, steps: int
         train_step(stage, draw_batch(schema, rng))
     metered, messages = dict(stage.meter.sent_bytes), dict(stage.meter.messages)
     dist.barrier()
-    before = own_link_counters()
+    before, again_before = own_link_counters(), segments_sent_again()
     for _ in range(steps):
         train_step(stage, draw_batch(schema, rng))
     dist.barrier()
@@ -57,7 +60,16 @@ def count_steps(ranks_per_host: int, hosts_per_group: int, seed: int, steps: int
         {purpose: stage.meter.sent_bytes[purpose, link] - metered.get((purpose, link), 0) for purpose, link in across},
         sum(stage.meter.messages[key] - messages.get(key, 0) for key in across),
         after - before,
+        segments_sent_again() - again_before,
     )
+
+
+def segments_sent_again() -> int:
+    """TCP's counter of this host."""
+    names, values = (
+        line.split() for line in Path("/proc/thread-self/net/snmp").read_text().splitlines() if line.startswith("Tcp:")
+    )
+    return int(values[names.index("RetransSegs")])
 
 
 def draw_stage(rng: random.Random, topology: Topology) -> tuple[SpttStage, FeatureSchema]:
