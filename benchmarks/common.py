@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import polars as pl
 import torch
 from scipy.stats import quantile_test
 
@@ -61,9 +62,9 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def p_text(p: float) -> str:
-    """A p-value to three digits."""
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+def finished_trials(sweep: Path) -> pl.DataFrame:
+    """Those of a sweep's folder, with all values as they are written."""
+    return pl.read_csv(sweep / "results.csv", infer_schema=False).filter(pl.col("state") == "finished")
 
 
 def parse_sweep(description: str | None) -> argparse.Namespace:

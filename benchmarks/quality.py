@@ -16,10 +16,9 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import polars as pl
-from common import heading, median_interval, p_text, publish
+from common import finished_trials, heading, median_interval, publish
 
-from dmt.runs import p_value
+from dmt.runs import p_text, p_value
 
 _FIXED = ("trial", "state", "seconds", "samples_per_second", "reason")
 _METRICS = ("train/", "val/", "test/", "samples_per_s", "intra_host", "cross_host", "exposed_comm", "epoch", "step")
@@ -33,13 +32,13 @@ Results = Mapping[Point, Mapping[str, float]]
 
 def read(folder: Path, *, seed: str, metric: str) -> dict[Point, dict[str, float]]:
     """The metric of every finished trial: ``{point: {seed: value}}``."""
-    table = pl.read_csv(folder / "results.csv", infer_schema=False)
+    table = finished_trials(folder)
     for name in (seed, metric):
         if name not in table.columns:
             raise SystemExit(f"{folder}/results.csv has no {name}")
     names = [name for name in table.columns if name not in (*_FIXED, seed) and not name.startswith(_METRICS)]
     found: dict[Point, dict[str, float]] = {}
-    for row in table.filter(pl.col("state") == "finished").iter_rows(named=True):
+    for row in table.iter_rows(named=True):
         point = tuple((name, row[name] or "") for name in names)
         found.setdefault(point, {})[row[seed]] = float(row[metric])
     return found

@@ -14,8 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import polars as pl
-from common import heading, publish
+from common import finished_trials, heading, publish
 
 DMT = str(Path(sys.executable).parent / "dmt")
 
@@ -27,7 +26,7 @@ def ended(folder: Path) -> int:
 
 def metrics(folder: Path) -> dict[str, dict[str, str]]:
     """Final metrics of each finished trial, as they are written."""
-    table = pl.read_csv(folder / "results.csv", infer_schema=False).filter(pl.col("state") == "finished")
+    table = finished_trials(folder)
     names = [name for name in table.columns if name.startswith(("val/", "test/"))]
     return {row["trial"]: {name: row[name] for name in names} for row in table.iter_rows(named=True)}
 

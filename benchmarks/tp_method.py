@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
-from common import heading, p_text, parse_sweep, publish
+from common import finished_trials, heading, parse_sweep, publish
 from scipy.stats import norm
 
-from dmt.runs import p_value
+from dmt.runs import p_text, p_value
 
 FLAT, STRIDED, RANDOM = "flat", "strided", "random"
 CHOICES = {"auto": ("coherent", "diverse"), "auto, interactions": ("interaction", "apart")}
@@ -44,7 +43,7 @@ class Setting:
 
 def read(folder: Path) -> list[Setting]:
     """Settings of a sweep's finished trials; the flat model of the same top arch is a method of each."""
-    table = pl.read_csv(folder / "results.csv", infer_schema=False).filter(pl.col("state") == "finished")
+    table = finished_trials(folder)
     found: dict[tuple[str, str, int], Setting] = {}
     for row in table.iter_rows(named=True):
         top, tower = (row[f"model.{part}.class_path"].rpartition(".")[2] for part in ("top", "tower"))

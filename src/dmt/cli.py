@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from dmt.errors import UserInputError
+from dmt.errors import UserInputError, nearest
 
 _OVERVIEW = """\
 usage: dmt VERB [OPTIONS]
@@ -96,11 +96,8 @@ def _verb(name: str) -> Callable[[list[str]], None]:
         from dmt.commands.report import run_report
 
         return run_report
-    import difflib
-
     verbs = ["fit", "validate", "test", "predict", "describe", "preprocess", "partition", "explain", "sweep", "report"]
-    near = difflib.get_close_matches(name, verbs, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(verbs)}"
+    hint = nearest(name, verbs, otherwise=f"the verbs are {', '.join(verbs)}")
     raise UserInputError(f"unknown verb {name!r}: {hint}")
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,12 @@ class UserInputError(ValueError):
         self.on_every_rank = on_every_rank
 
 
+def nearest(name: str, known: Sequence[str], *, otherwise: str) -> str:
+    """The fix for a misspelt name: the known one that is most like it, or other words where none is."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Command-line options whose errors are :class:`UserInputError`: one line, without the usage.
 
@@ -39,9 +45,9 @@ class OneLineParser(argparse.ArgumentParser):
         for word in args or []:
             name = word.partition("=")[0]
             if name.startswith("--") and len(name) > 2 and name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
-                raise UserInputError(f"{name}: no such option; {hint}")
+                raise UserInputError(
+                    f"{name}: no such option; {nearest(name, names, otherwise=f'see {self.prog} --help')}"
+                )
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

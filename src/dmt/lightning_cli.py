@@ -25,7 +25,7 @@ from dmt.brief_help import DESCRIPTIONS, TITLES, BriefHelp
 from dmt.callbacks import PredictionFile, RunRecord, Throughput, WireTraffic, run_folder
 from dmt.datamodules import ClickDataModule
 from dmt.describe import Layout, describe, print_description
-from dmt.errors import UserInputError
+from dmt.errors import UserInputError, nearest
 from dmt.modules import ClickModel, click_metrics
 from dmt.modules.limits import check_trainer
 from dmt.quiet import quiet_libraries
@@ -360,8 +360,7 @@ def _nearest_option(told: str) -> str:
     if of_class and inside:
         module, _, name = of_class[1].rpartition(".")
         known = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-        near = difflib.get_close_matches(inside[1], known, n=1)
-        return f"; did you mean {near[0]}?" if near else f"; its options are {', '.join(known)}"
+        return "; " + nearest(inside[1], known, otherwise=f"its options are {', '.join(known)}")
     if wrong:
         names = list(NamedCLI(["fit", "--data=SyntheticClicks"], run=False).config.keys())
         section, sections = wrong[1].partition(".")[0], {name.partition(".")[0] for name in names}

@@ -101,6 +101,11 @@ def p_value(values: Sequence[float], reference: Sequence[float]) -> float:
     return float(mannwhitneyu(values, reference, method=method).pvalue)
 
 
+def p_text(p: float) -> str:
+    """A p-value to three digits."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs of folders: of a run, the newest of its versions; of a sweep, all trials that have finished.
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from dmt import pages
 from dmt.commands.report_pictures import draw_curves, draw_trade_offs, output_bytes, pareto_front
 from dmt.errors import OneLineParser, UserInputError
-from dmt.runs import Point, Run, find_runs, group, p_value
+from dmt.runs import Point, Run, find_runs, group, p_text, p_value
 
 _DESCRIPTION = """\
 Compare finished runs of `dmt fit`, or the trials of a sweep that have finished so far. Runs that differ by their seed
@@ -129,7 +129,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     }
     if "p" in row:
         cells["difference"] = _number(row["difference"], "+.4f")
-        cells["p"] = "" if row["p"] is None else f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
+        cells["p"] = "" if row["p"] is None else p_text(row["p"])
     return cells
 
 

@@ -1,6 +1,5 @@
 """Reading a sweep file in W&B's format; wrong ones end in one line that names place and fix."""
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from dmt.errors import UserInputError
+from dmt.errors import UserInputError, nearest
 from dmt.sweep.algorithms import violations
 
 _METHODS = ("grid", "random", "bayes")
@@ -116,8 +115,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _choose(value: object, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(value), known, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose {', '.join(known[:-1])} or {known[-1]}"
+    return nearest(str(value), known, otherwise=f"choose {', '.join(known[:-1])} or {known[-1]}")
 
 
 def _check_keys(config: Mapping[str, Any]) -> None:
