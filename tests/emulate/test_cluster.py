@@ -18,29 +18,38 @@ ROOT = Path(__file__).parents[2]
 needs_hosts = pytest.mark.usefixtures("emulation")
 
 
-def users(inodes: list[int]) -> list[str]:
-    """Everything that keeps any of these namespaces alive: processes inside, and open files."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            references = [process / "ns/net", *(process / "fd").iterdir()]
-        except OSError:
-            continue  # just ended
-        for reference in references:
+class Watch:
+    """Sees what uses namespaces, by references of its own: else the kernel soon gives their inodes to new ones."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self._own = [os.open(path, os.O_RDONLY) for path in paths]
+        self._targets = {f"net:[{os.fstat(fd).st_ino}]" for fd in self._own}
+
+    def users(self) -> list[str]:
+        """Everything else that keeps any of the namespaces alive: processes inside, and open files."""
+        own = {f"/proc/{os.getpid()}/fd/{fd}" for fd in self._own}
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
             try:
-                target = os.readlink(reference)
+                references = [process / "ns/net", *(process / "fd").iterdir()]
             except OSError:
-                continue
-            if target in [f"net:[{inode}]" for inode in inodes]:
-                found.append(str(reference))
-    return found
+                continue  # just ended
+            for reference in references:
+                try:
+                    target = os.readlink(reference)
+                except OSError:
+                    continue
+                if target in self._targets and str(reference) not in own:
+                    found.append(str(reference))
+        return found
 
-
-def assert_gone(inodes: list[int]) -> None:
-    deadline = time.monotonic() + 20
-    while (left := users(inodes)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not left
+    def assert_gone(self) -> None:
+        deadline = time.monotonic() + 20
+        while (left := self.users()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for fd in self._own:
+            os.close(fd)
+        assert not left
 
 
 @needs_hosts
@@ -125,15 +134,16 @@ def test_commands_run_on_their_host(tmp_path: Path) -> None:
 @needs_hosts
 def test_nothing_is_left_behind() -> None:
     with pytest.raises(KeyboardInterrupt), EmulatedCluster(num_hosts=2, rate_mbit=100) as cluster:
-        inodes = [namespace.inode for namespace in cluster.namespaces]
-        # A child of a child, in a session of its own, that does not mind SIGTERM.
-        process = cluster.run_command(0, ["setsid", "--fork", "sh", "-c", "trap '' TERM; sleep 1000"])
+        watch = Watch([namespace.path for namespace in cluster.namespaces])
+        # A child of a child, in a session of its own, that does not mind SIGTERM and goes on to have children.
+        prolific = "trap '' TERM; while :; do sleep 1000 & sleep 0.002; done"
+        process = cluster.run_command(0, ["setsid", "--fork", "sh", "-c", prolific])
         assert process.wait(timeout=30) == 0
         stubborn = cluster.run_command(1, ["sleep", "1000"])
-        assert users(inodes)
+        assert watch.users()
         raise KeyboardInterrupt
     assert stubborn.returncode == -signal.SIGTERM
-    assert_gone(inodes)
+    watch.assert_gone()
     with pytest.raises(RuntimeError, match="inside its `with` block only"):
         cluster.sent_bytes(0)
 
@@ -148,12 +158,13 @@ def test_nothing_is_left_behind_by_a_killed_program() -> None:
     for number, victim in victims.items():
         with victim:
             assert victim.stdout is not None
-            inodes = [int(word) for word in victim.stdout.readline().split()]
-            assert len(inodes) == 3
-            assert users(inodes)
+            paths = victim.stdout.readline().split()
+            assert len(paths) == 3
+            watch = Watch(paths)
+            assert watch.users()
             victim.send_signal(number)
             assert victim.wait(timeout=30) == -number
-            assert_gone(inodes)
+            watch.assert_gone()
 
 
 @needs_hosts

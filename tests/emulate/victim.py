@@ -13,7 +13,7 @@ def main() -> None:
         ranks.start()
         while len(cluster.namespaces[1].processes()) < 2:
             ranks.join(0.1)
-        print(*(namespace.inode for namespace in cluster.namespaces), flush=True)
+        print(*(namespace.path for namespace in cluster.namespaces), flush=True)
         ranks.join()
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -250,8 +251,11 @@ class EmulatedCluster:
         while any(command.poll() is None for command in self._commands) and time.monotonic() < deadline:
             time.sleep(0.05)
         for namespace in self.namespaces:
-            for process in namespace.processes():
-                os.kill(process, signal.SIGKILL)
+            # Again and again: between being seen and being killed, a process may have had a child.
+            while processes := namespace.processes():
+                for process in processes:
+                    with suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
         for command in self._commands:
             command.wait()
         for namespace in self.namespaces:
