@@ -111,10 +111,8 @@ class DmtCLI(LightningCLI):
             name = kwargs["strategy"] = _STRATEGY_CLASSES.get(name.rpartition(".")[2], name)
         known = ["auto", *StrategyRegistry.available_strategies()]
         if isinstance(name, str) and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UserInputError(
-                f"trainer.strategy={name}: no such strategy; choose {near[0] if near else 'sptt, torchrec or auto'}"
-            )
+            hint = nearest(name, known, otherwise="choose sptt, torchrec or auto")
+            raise UserInputError(f"trainer.strategy={name}: no such strategy; {hint}")
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

@@ -186,19 +186,6 @@ def write_report(affinity: Affinity, plan: TowerPlan, path: Path) -> None:
     if path.suffix != ".html":
         draw(affinity, plan).savefig(path, dpi=120)
         return
-    costs = tower_costs(affinity, plan)
-    towers = pages.Table(
-        header=["tower", *costs, "mean affinity", "names"],
-        rows=[
-            [
-                str(index),
-                *(f"{values[index]:,.6g}" for values in costs.values()),
-                f"{mean_within(affinity, [tower]):.3f}",
-                ", ".join(tower),
-            ]
-            for index, tower in enumerate(plan.towers)
-        ],
-    )
     pairs = {
         what: pages.Table(
             header=[what, affinity.kind],
@@ -217,7 +204,7 @@ def write_report(affinity: Affinity, plan: TowerPlan, path: Path) -> None:
             pages.Section(
                 heading="Towers",
                 text=[f"Method: {plan.method}. {'; '.join(record)}.", _summary(affinity, plan)],
-                tables=[towers],
+                tables=[_towers(affinity, plan)],
                 pictures=[_picture("balance", affinity, plan)],
             ),
             pages.Section(
@@ -238,15 +225,28 @@ def _picture(name: str, affinity: Affinity, plan: TowerPlan) -> Figure:
 
 
 def _print(affinity: Affinity, plan: TowerPlan, losses: dict[str, float]) -> None:
-    costs = tower_costs(affinity, plan)
-    table = Table("tower", *costs, "mean affinity", "names")
-    for index, tower in enumerate(plan.towers):
-        numbers = [f"{values[index]:,.6g}" for values in costs.values()]
-        table.add_row(str(index), *numbers, f"{mean_within(affinity, [tower]):.3f}", " ".join(tower))
+    towers = _towers(affinity, plan)
+    table = Table(*towers.header)
+    for row in towers.rows:
+        table.add_row(*row)
     Console().print(table)
     print(_summary(affinity, plan))
     for method, loss in losses.items():
         print(f"{method}: validation log loss {loss:.5f}")
+
+
+def _towers(affinity: Affinity, plan: TowerPlan) -> pages.Table:
+    costs = tower_costs(affinity, plan)
+    rows = [
+        [
+            str(index),
+            *(f"{values[index]:,.6g}" for values in costs.values()),
+            f"{mean_within(affinity, [tower]):.3f}",
+            ", ".join(tower),
+        ]
+        for index, tower in enumerate(plan.towers)
+    ]
+    return pages.Table(header=["tower", *costs, "mean affinity", "names"], rows=rows)
 
 
 def _summary(affinity: Affinity, plan: TowerPlan) -> str:
