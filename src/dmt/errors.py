@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,6 +70,13 @@ def check_new_file(option: str, path: Path | None) -> None:
         raise UserInputError(f"{option} {path}: it exists; give another name, or remove it")
     if not path.parent.is_dir():
         raise UserInputError(f"{option} {path}: there is no folder {path.parent}; make it, or give another name")
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether something could not be written for want of space."""
+    # numpy's errors have no number, and polars' are not of the operating system.
+    told = ("No space left on device", "Not enough free space", " requested and ")
+    return getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in told)
 
 
 def write_file(option: str, path: Path, save: Callable[[Path], object]) -> None:

@@ -91,7 +91,10 @@ def test_days_are_split_as_is_the_custom(days: tuple[Path, list[Lines]], tmp_pat
     assert size - 128 * len(done["parts"]) == 160 * 20_000  # bytes a row, beside a header for each part
 
 
-def test_any_number_of_workers_and_gzip_give_the_same_bytes(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("categories", [Hashing(num_embeddings=ROWS), Vocabularies(min_count=2)])
+def test_any_number_of_workers_and_gzip_give_the_same_bytes(
+    days: tuple[Path, list[Lines]], tmp_path: Path, categories: Hashing | Vocabularies
+) -> None:
     folder, _ = days
     convert([folder], tmp_path / "one")
     convert([folder], tmp_path / "two", workers=2)
@@ -116,6 +119,7 @@ def test_each_part_is_told_of(days: tuple[Path, list[Lines]], tmp_path: Path, wo
     done = convert(
         [log if is_zipped else days[0] / "day_0"],
         tmp_path / "out",
+        fractions=(1, 0, 0),
         categories=Vocabularies(min_count=2),
         workers=workers,
         on_part=lambda stage, report: told.append((stage, report.part, report.num_bytes)),
@@ -155,7 +159,7 @@ def test_a_killed_run_goes_on_without_redoing_parts(
         f"convert([Path({str(folder)!r})], Path({str(output)!r}), part_bytes=50_000, categories={categories!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(list(parts.glob("[0-9]*"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
@@ -167,6 +171,47 @@ def test_a_killed_run_goes_on_without_redoing_parts(
         assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
     convert([folder], tmp_path / "at_once", part_bytes=50_000, categories=categories)
     assert contents(output) == contents(tmp_path / "at_once")
+
+
+def test_a_killed_command_leaves_no_workers_and_goes_on(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    code = (
+        "from pathlib import Path; from tests.preprocess.test_criteo import convert;"
+        f"convert([Path({str(days[0])!r})], Path({str(output)!r}), part_bytes=50_000, workers=2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 180
+    while not list(output.glob("parts/[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()  # it alone, as when memory is short, and not its workers
+    process.wait()
+    while _session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _session(process.pid)
+    convert([days[0]], output, part_bytes=50_000)
+    convert([days[0]], tmp_path / "at_once", part_bytes=50_000)
+    assert contents(output) == contents(tmp_path / "at_once")
+
+
+def _session(number: int) -> list[str]:
+    """Processes of a session; those that have ended and wait for their parent to ask are not."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session, *_ = file.read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue  # just ended
+        if session == str(number) and state != "Z":
+            found.append(file.parent.name)
+    return found
+
+
+def test_one_command_at_a_time_writes_a_folder(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+    def meanwhile(stage: str, report: PartReport) -> None:
+        with pytest.raises(ValueError, match=r"--output .*out: another command is writing it; wait for that one"):
+            convert([days[0]], tmp_path / "out")
+
+    convert([days[0]], tmp_path / "out", on_part=meanwhile)
 
 
 def test_ctrl_c_ends_with_a_word_and_a_killed_worker_with_another(tmp_path: Path) -> None:
@@ -278,6 +323,26 @@ def test_the_command_tells_what_it_did(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_a_terminal_shows_rows_bytes_and_time_left(
+    days: tuple[Path, list[Lines]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_zipped: bool,
+) -> None:
+    text = (days[0] / "day_0").read_bytes()
+    log = tmp_path / "day_0.gz"
+    log.write_bytes(gzip.compress(text) if is_zipped else text)
+    if not is_zipped:
+        log = log.rename(tmp_path / "day_0")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # for rich, a terminal
+    main(["preprocess", "criteo", str(log), "--output", str(tmp_path / "out"), "--workers", "1"])
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    megabytes = f"{len(text) / 1e6:.1f}"
+    assert f"{megabytes}/{megabytes} MB parts: 10,000 rows 0:00:00" in " ".join(shown.split())
+
+
 @pytest.mark.parametrize("ranks", [["--trainer.devices=1"], ["--trainer.devices=2", "--trainer.strategy=sptt"]])
 def test_models_train_on_it(days: tuple[Path, list[Lines]], tmp_path: Path, ranks: list[str]) -> None:
     convert([days[0]], tmp_path / "out")
@@ -311,6 +376,12 @@ def test_the_command_starts_without_torch() -> None:
         (["cut.gz"], [], "cut.gz: damaged gzip file"),
         (["one_line"], [], "one_line: no line end in a mebibyte"),
         (["day_0", "day_2"], [], "day_1 is missing between"),
+        (["day_0", "log", "day_2"], [], "day_1 is missing between"),
+        (
+            ["blank"],
+            ["--on-bad-lines", "skip"],
+            "blank: no rows for training, of 0 rows and 3 lines that",
+        ),
         (["day_0", "more/day_0"], [], "day 0 is given twice"),
         (["more/none"], [], "none: no day_0 to day_23, no train.txt, no *_dense.npy and no saved dataset"),
         (["day_0"], ["--num-embeddings", "0"], "--num-embeddings 0: give a number from 1"),
@@ -318,6 +389,7 @@ def test_the_command_starts_without_torch() -> None:
         (["day_0"], ["--min-count", "0"], "--min-count 0: give at least 1"),
         (["day_0"], ["--min-count", "2", "--num-embeddings", "9"], "--num-embeddings 9: with --min-count the"),
         (["day_0"], ["--split", "0.5,0.1,0.1"], "--split 0.5,0.1,0.1: give three numbers that sum to 1"),
+        (["day_0"], ["--split", "nan,0.5,0.5"], "--split nan,0.5,0.5: give three numbers that sum to 1"),
         (["day_0"], ["--workers", "0"], "--workers 0: give at least 1"),
         (["day_0"], ["--output", "day_0"], "it exists and is not of dmt preprocess; give another folder"),
         (["day_0"], ["--output", "day_0/x"], "Not a directory"),
@@ -335,8 +407,9 @@ def test_wrong_input_is_named(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more" / "none").mkdir(parents=True)
     text = (days[0] / "day_0").read_bytes()[:100_000].rpartition(b"\n")[0] + b"\n"
-    for name in ("day_0", "day_2", "more/day_0", "plain.gz"):
+    for name in ("day_0", "day_2", "more/day_0", "plain.gz", "log"):
         Path(name).write_bytes(text)
+    Path("blank").write_bytes(b"\n" * 3)
     Path("empty").touch()
     Path("cut.gz").write_bytes(gzip.compress(text)[:-2000])
     Path("one_line").write_bytes(b"0" * 18 * 2**20)
@@ -348,8 +421,16 @@ def test_wrong_input_is_named(
     assert not Path("out/manifest.json").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("20000 requested and 14304 written"),  # as numpy says it, in two ways
+        OSError("Not enough free space to write 29948472 bytes after offset 128"),
+    ],
+)
 def test_a_full_disk_leaves_whole_parts_from_which_it_goes_on(
-    days: tuple[Path, list[Lines]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    days: tuple[Path, list[Lines]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     save, saved = np.save, []
 
@@ -357,13 +438,13 @@ def test_a_full_disk_leaves_whole_parts_from_which_it_goes_on(
         saved.append(file)
         if len(saved) == 4:
             file.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         save(file, array)
 
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", save_until_full)
-        with pytest.raises(ValueError, match=r"--output .*out: .*No space left.*; free some space; the same command"):
+        with pytest.raises(ValueError, match=r"--output .*out: the disk is full \(.*\); free some space; the same"):
             convert([days[0]], output)
     parts = sorted(path.name for path in (output / "parts").iterdir() if not path.name.startswith("."))
     assert parts == ["000-00000", "000-00001", "000-00002"] and not (output / "manifest.json").exists()
@@ -381,6 +462,15 @@ def test_another_conversion_is_not_mixed_in(days: tuple[Path, list[Lines]], tmp_
     with pytest.raises(ValueError, match="begun with other input files and --split; give"):
         convert([folder / "day_0"], tmp_path / "out", fractions=(1, 0, 0))
     assert contents(tmp_path / "out") == before
+    # Where nothing was made yet, another may begin: as after an error in the first part, or a kill at once.
+    for path in ("parts", "manifest.json"):
+        (tmp_path / "out" / path).rename(tmp_path / f"former_{path}")
+    (tmp_path / "out" / ".options.json").write_text("half")
+    convert([folder], tmp_path / "out", part_bytes=100_000)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".options.json").write_text("half")
+    convert([folder], tmp_path / "killed", part_bytes=100_000)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "out")
 
 
 def test_training_refuses_what_the_manifest_does_not_tell_of(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ def test_what_is_wrong_is_told(change: dict[int, bytes], reason: str) -> None:
     assert len(read.labels) == 2
 
 
+def test_what_editors_and_windows_add_is_told() -> None:
+    read = read_lines(b"\xef\xbb\xbf" + GOOD_LINE + b"\n" + GOOD_LINE + b"\r\n")
+    reasons = [line.reason for line in read.bad]
+    assert reasons[0].startswith("it begins with a byte order mark (sed '1s/^\\xef")
+    assert reasons[1] == r"it ends with a carriage return, as on Windows (sed 's/\r$//' removes it)"
+
+
 def test_integers_become_logarithms() -> None:
     scaled = scale_integers(np.array([[0.0, -2.0, -3.0, -100.0, 1e6]], dtype=np.float32))
     assert scaled.dtype == np.float32

@@ -1,5 +1,6 @@
 """What is not text: arrays of other tools and Hugging Face datasets give what the same lines as text give."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, LABEL
+from dmt.preprocess.sources import find_sources
 from tests.preprocess.criteo_cases import draw_lines, expected, write_log
 from tests.preprocess.test_criteo import arrays, convert
 
@@ -172,6 +174,32 @@ def test_bad_rows_end_the_run_or_are_left_out(tmp_path: Path) -> None:
         convert([tmp_path / "log"], tmp_path / "words", fractions=(1, 0, 0))
 
 
+def test_single_values_of_a_dataset_do_not_decide_about_others(tmp_path: Path) -> None:
+    table = pl.DataFrame(columns(hexadecimal=True))[:20].with_columns(pl.col(INTEGERS).cast(pl.Float64))
+    wrong = {7: 1.5, 8: np.inf, 9: 1e300}
+    third = [wrong.get(row, value) for row, value in enumerate(table["I3"])]
+    text = [None if row != 11 else "a\tb\nc" for row in range(20)]
+    table.with_columns(I3=pl.Series(third), C4=pl.Series(text)).write_parquet(tmp_path / "log.parquet")
+    done = convert([tmp_path / "log.parquet"], tmp_path / "out", fractions=(1, 0, 0), skip_bad_lines=True)
+    assert [told.split(", ", 1)[1].split(", not")[0] for told in done["first_bad_lines"]] == [
+        "row 8: column I3 is '1.5'",
+        "row 9: column I3 is 'inf'",
+        "row 10: column I3 is '1e+300'",
+        "row 12: column C4 is 'a b c'",
+    ]
+    lines = [line.decode() for line in LINES[:4]]
+    pl.DataFrame({"line": [lines[0], f"{lines[1]}\n", f"{lines[2]}\n{lines[3]}"]}).write_parquet(tmp_path / "t.parquet")
+    done = convert([tmp_path / "t.parquet"], tmp_path / "lines", fractions=(1, 0, 0), skip_bad_lines=True)
+    assert done["splits"]["train"] == [0, 2] and "t.parquet, row 3: 79 columns" in done["first_bad_lines"][0]
+
+
+def test_a_gzip_file_is_about_as_long_as_its_beginning_says(tmp_path: Path) -> None:
+    text = b"\n".join(LINES) * 30
+    (tmp_path / "log.gz").write_bytes(gzip.compress(text))
+    (source,) = find_sources([tmp_path / "log.gz"])
+    assert source.num_bytes == pytest.approx(len(text), rel=0.01)
+
+
 def test_wrong_inputs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = triple()
     log = write_triple(tmp_path, **{**given, "sparse": given["sparse"][:, 1:]})
@@ -180,6 +208,17 @@ def test_wrong_inputs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "a_labels.npy").write_bytes(b"what?")
     with pytest.raises(ValueError, match=r"a_labels.npy: .*; give a file that numpy.save has written"):
         convert([log], tmp_path / "out")
+    (tmp_path / "a_labels.npy").unlink()
+    np.save(tmp_path / "a_sparse.npy", given["sparse"].astype(np.uint64) * 0 + (2**64 - 5))
+    np.save(tmp_path / "a_labels.npy", given["labels"])
+    with pytest.raises(ValueError, match=r"a_dense.npy, row 1: column C1 is not of 32 bits"):
+        convert([log], tmp_path / "out64")
+    pl.DataFrame(columns(hexadecimal=True)).with_columns(C3=pl.concat_list("C3")).write_parquet(tmp_path / "l.parquet")
+    with pytest.raises(ValueError, match=r"l.parquet: column C3 holds List\(String\); give numbers or text"):
+        convert([tmp_path / "l.parquet"], tmp_path / "out_l")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "l.parquet").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"cut.parquet: .*; write it again"):
+        convert([tmp_path / "cut.parquet"], tmp_path / "out_cut")
     (tmp_path / "a_labels.npy").unlink()
     with pytest.raises(ValueError, match=r"a_labels.npy: no such file"):
         convert([log], tmp_path / "out")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmt.preprocess.vocabulary import ValueCounts, ValueTable, merge_counts
+from dmt.preprocess.vocabulary import ValueCounts, ValueTable, find_rows, merge_counts, save_rows
 
 
 def draw_values(rng: np.random.Generator, num_distinct: int, count: int) -> np.ndarray:
@@ -35,11 +35,17 @@ def test_counts_of_parts_add_up(tmp_path: Path, min_count: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 1000, 50_000])
-def test_values_find_their_rows(size: int) -> None:
+def test_values_find_their_rows(tmp_path: Path, size: int) -> None:
     rng = np.random.default_rng()
     vocabulary = rng.permutation(np.unique(rng.integers(1, 2**32, size, dtype=np.uint32)))
     rows = {value: row for row, value in enumerate(vocabulary.tolist(), start=2)} | {0: 0}
     values = np.concatenate([vocabulary, vocabulary + np.uint32(1), np.zeros(3, np.uint32)])
-    found = ValueTable(vocabulary).rows(rng.permutation(values))
-    assert found.dtype == np.int32
-    assert ValueTable(vocabulary).rows(values).tolist() == [rows.get(value, 1) for value in values.tolist()]
+    save_rows(vocabulary, tmp_path / "rows.npy")
+    distinct = np.unique(values)
+    for values_at_a_time in (10**9, 100):
+        found = find_rows(tmp_path / "rows.npy", distinct, values_at_a_time=values_at_a_time)
+        assert found.tolist() == [rows.get(value, 1) if value else 1 for value in distinct.tolist()]
+    table = ValueTable(distinct[found > 1], found[found > 1])
+    shuffled = rng.permutation(values)
+    assert table.rows(shuffled).dtype == np.int32
+    assert table.rows(shuffled).tolist() == [rows.get(value, 1) for value in shuffled.tolist()]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dmt.errors import OneLineParser, UserInputError
-from dmt.preprocess.criteo import MANIFEST, ConversionOptions, Hashing, PartReport, Vocabularies
+from dmt.preprocess.criteo import MANIFEST, OPTIONS, ConversionOptions, Hashing, PartReport, Vocabularies
 from dmt.preprocess.criteo_run import Splits, preprocess_criteo
 from dmt.preprocess.criteo_text import CATEGORIES
 from dmt.preprocess.sources import find_sources
@@ -75,7 +75,7 @@ def run_preprocess_command(arguments: list[str]) -> None:
         raise UserInputError(f"--workers {options.workers}: give at least 1")
     categories = _categories(options)
     sources = find_sources(options.inputs)
-    is_done = (options.output / MANIFEST).exists()
+    is_begun, is_done = ((options.output / file).exists() for file in (OPTIONS, MANIFEST))
     started = time.monotonic()
     sizes_in_bytes = [source.num_bytes for source in sources]
     total = None if None in sizes_in_bytes else sum(filter(None, sizes_in_bytes))
@@ -99,7 +99,12 @@ def run_preprocess_command(arguments: list[str]) -> None:
     sizes = {name: end - start for name, (start, end) in manifest["splits"].items()}
     rows, seconds = sum(sizes.values()), time.monotonic() - started
     told = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
-    pace = "converted before" if is_done else f"in {seconds:.1f} s, {rows / seconds:,.0f} a second"
+    if is_done:
+        pace = "converted before"
+    elif is_begun:
+        pace = f"gone on with for {seconds:.1f} s"
+    else:
+        pace = f"in {seconds:.1f} s, {rows / seconds:,.0f} a second"
     print(f"{rows:,} rows ({told}) {pace}: {options.output}")
 
 
@@ -135,7 +140,8 @@ def _fractions(text: str | None, *, num_sources: int) -> tuple[float, float, flo
         train, valid, test = (float(word) for word in text.split(","))
     except ValueError:
         train = valid = test = -1.0
-    if min(train, valid, test) < 0 or train <= 0 or abs(train + valid + test - 1) > 1e-9:
+    # (the other way around, NaN would pass)
+    if not (train > 0 and valid >= 0 and test >= 0 and abs(train + valid + test - 1) <= 1e-9):
         raise UserInputError(f"--split {text}: give three numbers that sum to 1, such as 0.8,0.1,0.1")
     return train, valid, test
 

@@ -2,7 +2,9 @@
 
     OUTPUT/
         options.json            what the parts were made from, and how
-        values/FILE-PART/       with vocabularies, until all is done: as below, with values in place of ids, and counts
+        values/                 with vocabularies, until all is done:
+            FILE-PART/          as below, with values in place of ids, and counts
+            C1_values.npy ...   of all training rows, by frequency; and their rows
         vocabulary.parquet      with vocabularies: the values of each column, by row, from row 2 on
         parts/FILE-PART/        rows.npy int32 (n, 40): the bits of 13 float32, 26 ids, the label; part.json
         manifest.json           schema, rows, splits, checksums; there when all is done
@@ -17,18 +19,27 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dmt.errors import UserInputError
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, NUM_COLUMNS, BadLine, Lines, read_lines
 from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
 from dmt.preprocess.text_parts import chunks, count_lines, open_text, seek_line, skip
-from dmt.preprocess.vocabulary import NUM_SPECIAL, ValueCounts, ValueTable
+from dmt.preprocess.vocabulary import (
+    NUM_SPECIAL,
+    ROWS_AT_A_TIME,
+    ValueCounts,
+    ValueTable,
+    find_rows,
+    merge_counts,
+    save_rows,
+)
 from dmt.preprocess.workers import Tell
 
 NUM_SHOWN = 10
@@ -275,28 +286,42 @@ def count_training(
     return folders
 
 
-def write_vocabularies(vocabularies: Sequence[np.ndarray], output: Path) -> None:
-    """Write the values of each column, most frequent first."""
-    columns = [
-        pl.DataFrame({"value": values}).select(pl.lit(name).alias("feature"), pl.all())
-        for name, values in zip(CATEGORIES, vocabularies, strict=True)
-    ]
+def make_vocabulary(folders: Sequence[Path], column: int, *, min_count: int, output: Path) -> int:
+    """Write the values of a column, most frequent first, and their rows, unless that was done before.
+
+    Args:
+        folders: by :func:`count_training`.
+        column: index of the column.
+        min_count: occurrences that keep a value.
+        output: the folder of it all.
+
+    Returns:
+        how many values there are.
+    """
+    file, of_rows = (output / "values" / f"{CATEGORIES[column]}_{kind}.npy" for kind in ("values", "rows"))
+    if not file.exists():
+        values = merge_counts(folders, column=column, min_count=min_count)
+        save_rows(values, of_rows)
+        unfinished = file.with_name(f".{file.name}")
+        np.save(unfinished, values)
+        unfinished.rename(file)
+    return len(np.load(file, mmap_mode="r"))
+
+
+def write_vocabularies(output: Path) -> None:
+    """Write the vocabularies that :func:`make_vocabulary` has made as one file, of the columns one after the other."""
+    schema = pa.schema({"feature": pa.dictionary(pa.int32(), pa.string()), "value": pa.uint32()})
     unfinished = output / f".{VOCABULARY}"
-    pl.concat(columns).write_parquet(unfinished)
+    # Hashes compress to what they are.
+    compression = {"feature": "zstd", "value": "none"}
+    with pq.ParquetWriter(unfinished, schema, use_dictionary=["feature"], compression=compression) as writer:
+        for name in CATEGORIES:
+            values = np.load(output / "values" / f"{name}_values.npy", mmap_mode="r")
+            for start in range(0, len(values), ROWS_AT_A_TIME):
+                piece = pa.array(values[start : start + ROWS_AT_A_TIME])
+                names = pa.DictionaryArray.from_arrays(np.zeros(len(piece), np.int32), [name])
+                writer.write_table(pa.table([names, piece], schema=schema))
     unfinished.rename(output / VOCABULARY)
-
-
-def count_rows(output: Path) -> tuple[int, ...]:
-    """Rows of the embedding table of each column, by :func:`write_vocabularies`."""
-    features = pl.read_parquet(output / VOCABULARY, columns=["feature"])["feature"]
-    return tuple(NUM_SPECIAL + int((features == name).sum()) for name in CATEGORIES)
-
-
-@lru_cache(maxsize=1)
-def _load_tables(file: Path, modified_ns: int) -> list[ValueTable]:
-    """The table of each column; kept for the parts that follow, until the file is another."""
-    table = pl.read_parquet(file)
-    return [ValueTable(table.filter(feature=name)["value"].to_numpy()) for name in CATEGORIES]
 
 
 def encode_part(source: Source, values: PartReport, *, output: Path) -> PartReport:
@@ -304,10 +329,15 @@ def encode_part(source: Source, values: PartReport, *, output: Path) -> PartRepo
     done = read_report(source.folder(output, PARTS, values.part))
     if done is not None:
         return done
-    rows = np.load(source.folder(output, "values", values.part) / ROWS)
-    tables = _load_tables(output / VOCABULARY, (output / VOCABULARY).stat().st_mtime_ns)
-    for column, table in enumerate(tables, start=_FIRST_ID):
-        rows[:, column] = table.rows(rows[:, column].view(np.uint32))
+    folder = source.folder(output, "values", values.part)
+    rows, counts = np.load(folder / ROWS), ValueCounts.load(folder)
+    for index, name in enumerate(CATEGORIES):
+        # A table of the part's own values: one of the whole vocabulary may not fit into memory.
+        distinct = np.ascontiguousarray(counts.column(index)[:, 0])
+        of_distinct = find_rows(output / "values" / f"{name}_rows.npy", distinct)
+        is_known = of_distinct >= NUM_SPECIAL
+        table = ValueTable(distinct[is_known], of_distinct[is_known])
+        rows[:, _FIRST_ID + index] = table.rows(rows[:, _FIRST_ID + index].view(np.uint32))
     report = replace(values, checksum=zlib.crc32(rows.data))
     with _new_part(source.folder(output, PARTS, values.part), report) as folder:
         np.save(folder / ROWS, rows)

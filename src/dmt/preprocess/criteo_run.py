@@ -1,7 +1,8 @@
 """A whole conversion of Criteo's logs: inputs, workers, and the manifest at the end."""
 
-import errno
+import fcntl
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,31 +12,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import polars as pl
 
-from dmt.errors import UserInputError
+from dmt.errors import UserInputError, is_disk_full
 from dmt.preprocess.criteo import (
     FORMAT_VERSION,
     MANIFEST,
     NUM_SHOWN,
     OPTIONS,
     PARTS,
-    VOCABULARY,
     ConversionOptions,
+    Hashing,
     PartReport,
-    Vocabularies,
     convert_arrays,
     convert_stream,
     convert_text,
-    count_rows,
     count_training,
     encode_part,
+    make_vocabulary,
     num_parts,
     write_vocabularies,
 )
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS
 from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
-from dmt.preprocess.vocabulary import merge_counts
+from dmt.preprocess.vocabulary import NUM_SPECIAL
 from dmt.preprocess.workers import Tell, Workers
 from dmt.schema import CategoricalFeature, FeatureSchema
 
@@ -86,37 +86,48 @@ def preprocess_criteo(
         the content of ``manifest.json``.
 
     Raises:
-        UserInputError: an input is wrong, or the output is not of this conversion or cannot be written.
+        UserInputError: an input is wrong, there are no training rows, or the output is not of this conversion, is
+            being written by another process or cannot be written.
     """
-    start_output(output, sources=sources, options=options, splits=splits)
-    if (output / MANIFEST).exists():
+    with writing(output), _locked(output):
+        start_output(output, sources=sources, options=options, splits=splits)
+        if not (output / MANIFEST).exists():
+            with Workers(workers) as pool:
+                manifest = _convert(pool, sources, output, options=options, splits=splits, on_part=on_part)
+            unfinished = output / f".{MANIFEST}"
+            unfinished.write_text(json.dumps(manifest, indent=1))
+            unfinished.rename(output / MANIFEST)
         shutil.rmtree(output / "values", ignore_errors=True)
-        manifest: Mapping[str, Any] = json.loads((output / MANIFEST).read_text())
-        return manifest
-    with writing(output), Workers(workers) as pool:
-        reports = _flat(pool.run(_reading_tasks(sources, options, output), partial(on_part, options.stage)))
-        if isinstance(options.categories, Vocabularies):
-            if not (output / VOCABULARY).exists():
-                num_train = splits.ranges(_rows_by_source(sources, reports))["train"][1]
-                folders = count_training(sources, reports, num_rows=num_train, output=output)
-                merging = [
-                    partial(_merge, folders, column, options.categories.min_count) for column in range(len(CATEGORIES))
-                ]
-                write_vocabularies(pool.run(merging), output)
-            encoding = [
-                partial(_told, partial(encode_part, sources[report.source], report, output=output))
-                for report in reports
-            ]
-            reports = _flat(pool.run(encoding, partial(on_part, PARTS)))
-            num_embeddings = count_rows(output)
-        else:
-            num_embeddings = options.categories.num_embeddings
-        manifest = describe(sources, reports, num_embeddings=num_embeddings, options=options, splits=splits)
-        unfinished = output / f".{MANIFEST}"
-        unfinished.write_text(json.dumps(manifest, indent=1))
-        unfinished.rename(output / MANIFEST)
-        shutil.rmtree(output / "values", ignore_errors=True)
-    return manifest
+        done: Mapping[str, Any] = json.loads((output / MANIFEST).read_text())
+    return done
+
+
+def _convert(
+    pool: Workers,
+    sources: Sequence[Source],
+    output: Path,
+    *,
+    options: ConversionOptions,
+    splits: Splits,
+    on_part: Callable[[str, PartReport], None],
+) -> dict[str, Any]:
+    """Make all parts that are not there; returns the manifest."""
+    reports = _flat(pool.run(_reading_tasks(sources, options, output), partial(on_part, options.stage)))
+    _check_training(sources, reports, splits)
+    if isinstance(options.categories, Hashing):
+        num_embeddings = options.categories.num_embeddings
+    else:
+        num_train = splits.ranges(_rows_by_source(sources, reports))["train"][1]
+        folders = count_training(sources, reports, num_rows=num_train, output=output)
+        make = partial(_make_vocabulary, folders, min_count=options.categories.min_count, output=output)
+        sizes = pool.run([partial(make, column) for column in range(len(CATEGORIES))])
+        write_vocabularies(output)
+        encoding = [
+            partial(_told, partial(encode_part, sources[report.source], report, output=output)) for report in reports
+        ]
+        reports = _flat(pool.run(encoding, partial(on_part, PARTS)))
+        num_embeddings = tuple(NUM_SPECIAL + size for size in sizes)
+    return describe(sources, reports, num_embeddings=num_embeddings, options=options, splits=splits)
 
 
 _SAID_BY = {
@@ -130,10 +141,10 @@ _SAID_BY = {
 
 
 def start_output(output: Path, *, sources: Sequence[Source], options: ConversionOptions, splits: Splits) -> None:
-    """Make the output folder, or check that it was begun with the same files and options.
+    """Begin a conversion in the output folder, or check that it was begun with the same files and options.
 
     Raises:
-        UserInputError: it holds something else, or cannot be written.
+        UserInputError: it holds something else.
     """
     identities = [source.identity() for source in sources]
     wanted = json.loads(
@@ -146,16 +157,15 @@ def start_output(output: Path, *, sources: Sequence[Source], options: Conversion
         if not differing:
             return
         # Parts that are done had no bad line and would be the same, so that skipping them may begin in the middle.
-        if differing != ["skip_bad_lines"] or not options.skip_bad_lines:
+        begins_to_skip = differing == ["skip_bad_lines"] and options.skip_bad_lines
+        if not begins_to_skip and any(output.glob("*/[0-9]*/part.json")):
             told = " and ".join(_SAID_BY[name] for name in differing)
             raise UserInputError(f"--output {output}: it was begun with other {told}; give another folder or remove it")
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif output.exists() and (not output.is_dir() or {file.name for file in output.iterdir()} - {f".{OPTIONS}"}):
         raise UserInputError(f"--output {output}: it exists and is not of dmt preprocess; give another folder")
-    with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-        unfinished = output / f".{OPTIONS}"
-        unfinished.write_text(json.dumps(wanted))
-        unfinished.rename(file)
+    unfinished = output / f".{OPTIONS}"
+    unfinished.write_text(json.dumps(wanted))
+    unfinished.rename(file)
 
 
 @contextmanager
@@ -163,9 +173,33 @@ def writing(output: Path) -> Iterator[None]:
     """Say which output could not be written, and why."""
     try:
         yield
-    except OSError as error:
-        fix = "free some space; the same command goes on" if error.errno == errno.ENOSPC else "give another folder"
-        raise UserInputError(f"--output {output}: {error}; {fix}") from None
+    except (OSError, pl.exceptions.ComputeError) as error:
+        if is_disk_full(error):
+            told = str(error).splitlines()[0]
+            raise UserInputError(
+                f"--output {output}: the disk is full ({told}); free some space; the same command goes on"
+            ) from None
+        if not isinstance(error, OSError):
+            raise
+        raise UserInputError(f"--output {output}: {error}; give another folder") from None
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Make the folder, and keep other conversions out of it."""
+    if not output.exists():
+        output.mkdir(parents=True)
+    folder = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserInputError(f"--output {output}: another command is writing it; wait for that one") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def _reading_tasks(sources: Sequence[Source], options: ConversionOptions, output: Path) -> list[Task]:
@@ -193,8 +227,17 @@ def _told(convert: Callable[[], PartReport], tell: Tell) -> list[PartReport]:
     return [report]
 
 
-def _merge(folders: Sequence[Path], column: int, min_count: int, tell: Tell) -> np.ndarray:
-    return merge_counts(folders, column=column, min_count=min_count)
+def _make_vocabulary(folders: Sequence[Path], column: int, tell: Tell, *, min_count: int, output: Path) -> int:
+    return make_vocabulary(folders, column, min_count=min_count, output=output)
+
+
+def _check_training(sources: Sequence[Source], reports: Sequence[PartReport], splits: Splits) -> None:
+    if splits.ranges(_rows_by_source(sources, reports))["train"][1] == 0:
+        num_rows, num_bad = (sum(getattr(report, name) for report in reports) for name in ("num_rows", "num_bad"))
+        raise UserInputError(
+            f"{', '.join(source.name for source in sources[:3])}: no rows for training, of {num_rows:,} rows and "
+            f"{num_bad:,} lines that were left out; give logs with rows, or another --split"
+        )
 
 
 def describe(

@@ -23,6 +23,8 @@ _INTEGER = re.compile(rb"-?[0-9]+|")
 _CATEGORY = re.compile(rb"[0-9a-fA-F]{1,8}|")
 # What polars skips or trims in numbers and at the ends of lines, and Criteo does not have.
 _FOREIGN = (b" ", b"+", b"\r")
+# At its start, polars would skip it too.
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SHOWN = 40
 
 
@@ -71,7 +73,7 @@ def _read_columns(text: bytes) -> pl.DataFrame | None:
     """All lines, or ``None`` if one of them is bad. As fast as polars reads; it does not say which line it is."""
     if not text:
         return pl.DataFrame(schema=_SCHEMA).with_columns(pl.col(CATEGORIES).cast(pl.UInt32))
-    if any(character in text for character in _FOREIGN):
+    if text.startswith(_BYTE_ORDER_MARK) or any(character in text for character in _FOREIGN):
         return None
     try:
         frame = pl.read_csv(
@@ -112,6 +114,10 @@ def _fault(line: bytes) -> str | None:
     values = line.split(b"\t")
     if not line:
         return "it is empty"
+    if line.endswith(b"\r"):
+        return r"it ends with a carriage return, as on Windows (sed 's/\r$//' removes it)"
+    if line.startswith(_BYTE_ORDER_MARK):
+        return "it begins with a byte order mark (sed '1s/^\\xef\\xbb\\xbf//' removes it)"
     if len(values) != NUM_COLUMNS:
         return f"{len(values)} columns, not {NUM_COLUMNS} (label, 13 integers, 26 categories, separated by tabs)"
     for value, name in zip(values, _SCHEMA, strict=True):

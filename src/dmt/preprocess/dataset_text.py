@@ -6,6 +6,7 @@ to C26 in any order and among others, or under any names in this order. Categori
 """
 
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,11 +61,15 @@ def _load(name: str) -> Any:
 @contextmanager
 def reading_dataset(told: str) -> Iterator[None]:
     """Whatever the library raises, it is this dataset, called so in messages, that cannot be read."""
+    import datasets
+
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it would print what it raises as well
     try:
         yield
     except Exception as error:
         reason = (str(error) or "no reason given").splitlines()[0]
-        raise UserInputError(f"{told}: {type(error).__name__}: {reason}; check the name, or the network") from None
+        fix = "check the name, or the network" if HUB in told else "write it again"
+        raise UserInputError(f"{told}: {type(error).__name__}: {reason.rstrip('.')}; {fix}") from None
 
 
 def _texts(name: str) -> Iterator[bytes]:
@@ -81,7 +86,9 @@ def _texts(name: str) -> Iterator[bytes]:
 
 def _lines(frame: pl.DataFrame, *, name: str) -> bytes:
     if frame.width == 1 and frame.dtypes[0] == pl.String:
-        return ("\n".join(line or "" for line in frame.to_series()) + "\n").encode()
+        # A row is a line, and one with several in it is a bad one.
+        lines = ((line or "").removesuffix("\n").replace("\n", "\\n") for line in frame.to_series())
+        return "".join(f"{line}\n" for line in lines).encode()
     wanted = [LABEL, *INTEGERS, *CATEGORIES]
     if not set(wanted) <= set(frame.columns):
         if frame.width != len(wanted):
@@ -90,6 +97,10 @@ def _lines(frame: pl.DataFrame, *, name: str) -> bytes:
                 "C26, or 40 columns in this order, or one of whole lines"
             )
         frame = frame.rename(dict(zip(frame.columns, wanted, strict=True)))
+    for column in wanted:
+        dtype = frame[column].dtype
+        if not (dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Null) or dtype.is_numeric()):
+            raise UserInputError(f"{name}: column {column} holds {dtype}; give numbers or text")
     columns = [_number(frame[column]) for column in (LABEL, *INTEGERS)] + [_digits(frame[c]) for c in CATEGORIES]
     text = pl.DataFrame(columns).write_csv(include_header=False, separator="\t", quote_style="never")
     return text.encode()
@@ -100,17 +111,24 @@ def _number(values: pl.Series) -> pl.Series:
     if values.dtype == pl.Boolean:
         return values.cast(pl.UInt8)
     if not values.dtype.is_float():
-        return values
+        return _within_line(values)
     values = values.fill_nan(None)
     integers = values.cast(pl.Int64, strict=False)
-    return integers if (integers.cast(values.dtype) == values).all() else values
+    is_whole = integers.cast(values.dtype).eq_missing(values)
+    # What is not whole, or too large, stays as it is, for a reader of lines to refuse.
+    return integers if is_whole.all() else integers.cast(pl.String).zip_with(is_whole, values.cast(pl.String))
 
 
 def _digits(values: pl.Series) -> pl.Series:
     if not values.dtype.is_integer():
-        return values
+        return _within_line(values)
     digits = [None if value is None else f"{value + 2**32 if value < 0 else value:x}" for value in values]
     return pl.Series(values.name, digits, dtype=pl.String)
+
+
+def _within_line(values: pl.Series) -> pl.Series:
+    """Text without what would end a value or a line; a value with these is a bad one anyhow."""
+    return values.str.replace_all(r"[\t\n]", " ") if values.dtype == pl.String else values
 
 
 class _TextOf(io.RawIOBase):

@@ -1,8 +1,10 @@
 """What Criteo's logs come from: text, gzip, arrays that other tools have written, and Hugging Face datasets."""
 
+import gzip
 import json
 import os
 import re
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +19,7 @@ import polars as pl
 from dmt.errors import UserInputError
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, BadLine, Lines, scale_integers
 from dmt.preprocess.dataset_text import HUB, is_dataset, open_dataset
-from dmt.preprocess.text_parts import is_gzip, open_text
+from dmt.preprocess.text_parts import CHUNK_BYTES, is_gzip, open_text
 
 _DAY = re.compile(r"day_(\d+)(?:\.gz|_dense\.npy)?")
 _DENSE = "_dense.npy"
@@ -77,6 +79,17 @@ class TextStream(Source, ABC):
 @dataclass(frozen=True, kw_only=True)
 class GzipText(TextStream):
     """A compressed file of lines."""
+
+    @property
+    def num_bytes(self) -> int:
+        """About: all of it as its beginning."""
+        with self.path.open("rb") as file, gzip.open(file) as text:
+            try:
+                beginning = text.read(CHUNK_BYTES)
+            except (EOFError, OSError, zlib.error):
+                return self.path.stat().st_size  # damaged, which is told when it is converted
+            # (A short file has been read ahead, to its end.)
+            return round(len(beginning) * self.path.stat().st_size / file.tell())
 
     def open(self) -> AbstractContextManager[IO[bytes]]:
         return open_text(self.path)
@@ -139,7 +152,9 @@ class ArrayTriple(Source):
         ):
             if array.shape != shape or array.dtype.kind not in kinds:
                 told = "integers" if kinds == "iu" else "numbers"
-                raise UserInputError(f"{file}: {array.dtype} of shape {array.shape}, not {told} of shape {shape}")
+                raise UserInputError(
+                    f"{file}: {array.dtype} of shape {array.shape}, not {told} of shape {shape}; write it again"
+                )
         return Arrays(dense, sparse, labels)
 
 
@@ -157,7 +172,8 @@ class Arrays:
     def read(self, start: int, end: int) -> Lines:
         """Some of the rows."""
         dense, sparse, labels = (array[start:end] for array in (self.dense, self.sparse, self.labels))
-        values = sparse.astype(np.int64)
+        # What is too large for an int64 would come out negative.
+        values = (np.minimum(sparse, 2**32) if sparse.dtype == np.uint64 else sparse).astype(np.int64)
         is_good = np.isin(labels, (0, 1))
         reasons = {"label": ~is_good}
         with np.errstate(over="ignore"):
@@ -208,8 +224,7 @@ def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
     if len(days) == len(names):
         names.sort(key=lambda name: days[name])
     sources = [_source(index, name) for index, name in enumerate(names)]
-    if len(days) == len(names):
-        _check_days(names, days)
+    _check_days(sorted((name for name in names if name in days), key=lambda name: days[name]), days)
     return sources
 
 
@@ -260,7 +275,7 @@ def _check_dataset(path: Path) -> None:
 
 def _check_file(file: Path) -> None:
     if not file.is_file():
-        raise UserInputError(f"{file}: no such file")
+        raise UserInputError(f"{file}: no such file; check the path")
     if file.stat().st_size == 0:
         raise UserInputError(f"{file}: it is empty; fetch it again")
     if not os.access(file, os.R_OK):

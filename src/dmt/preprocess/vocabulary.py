@@ -83,21 +83,54 @@ def merge_counts(
         pieces = [part[at[index] : at[index + 1]] for part, at in zip(parts, places, strict=True)]
         values, counts = _add_up(np.concatenate(pieces) if pieces else np.empty((0, 2), np.uint32))
         is_frequent = counts >= min_count
-        found.append((values[is_frequent], counts[is_frequent]))
-    values, counts = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    return np.asarray(values[np.argsort(-counts, kind="stable")])
+        order = np.uint64(2**32 - 1) - counts[is_frequent].astype(np.uint64)  # the most frequent first
+        found.append((order << np.uint64(32)) | values[is_frequent])
+    # A count and its value as one number: sorting these in place takes no memory besides.
+    packed = np.concatenate(found)
+    packed.sort()
+    return packed.astype(np.uint32)
 
 
 def _add_up(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct values uint32 (V,), in order, and sums int64 (V,) of their counts, of uint32 (m, 2)."""
     if not len(table):
         return np.empty(0, np.uint32), np.empty(0, np.int64)
-    # A value and its count as one number: sorting these is several times as fast as sorting by the value.
-    packed = (table[:, 0].astype(np.uint64) << np.uint64(32)) | table[:, 1]
-    packed.sort()
-    values, counts = (packed >> np.uint64(32)).astype(np.uint32), (packed & np.uint64(2**32 - 1)).astype(np.int64)
+    values, counts = _ordered(table[:, 0], table[:, 1])
     starts = np.flatnonzero(np.diff(values, prepend=values[:1] + np.uint32(1)))
-    return values[starts], np.add.reduceat(counts, starts)
+    return values[starts], np.add.reduceat(counts.astype(np.int64), starts)
+
+
+def save_rows(values: np.ndarray, file: Path) -> None:
+    """Write which row each value of a vocabulary has, for :func:`find_rows`.
+
+    Args:
+        values: uint32 (V,), most frequent first.
+        file: to write: uint32 (2, V), the values in order and their rows.
+    """
+    rows = np.arange(NUM_SPECIAL, NUM_SPECIAL + len(values), dtype=np.uint32)
+    np.save(file, np.stack(_ordered(values, rows)))
+
+
+def find_rows(file: Path, values: np.ndarray, *, values_at_a_time: int = ROWS_AT_A_TIME) -> np.ndarray:
+    """The rows of values in a vocabulary, 1 for those that it does not have.
+
+    Args:
+        file: by :func:`save_rows`.
+        values: uint32 (n,), in order.
+        values_at_a_time: of the vocabulary; what was read of the others is let go of.
+
+    Returns:
+        int32 (n,).
+    """
+    rows = np.full(len(values), _UNSEEN, dtype=np.int32)
+    size = np.load(file, mmap_mode="r").shape[1]
+    for first in range(0, size, values_at_a_time):
+        known, their_rows = np.load(file, mmap_mode="r")[:, first : first + values_at_a_time]
+        begin, end = np.searchsorted(values, known[0]), np.searchsorted(values, known[-1], side="right")
+        here = slice(begin, end)
+        places = np.minimum(np.searchsorted(known, values[here]), len(known) - 1)
+        rows[here] = np.where(known[places] == values[here], their_rows[places], rows[here])
+    return rows
 
 
 class ValueTable:
@@ -106,16 +139,18 @@ class ValueTable:
     A hash table without chains: a value that finds its place taken by a more frequent one is looked up by bisection.
 
     Args:
-        values: the vocabulary, uint32 (V,), most frequent first.
+        values: uint32 (n,), distinct, not 0.
+        rows: int32 (n,); of frequent values lower ones.
 
     Example:
-        >>> ValueTable(np.array([30, 10, 20], dtype=np.uint32)).rows(np.array([10, 30, 0, 40], dtype=np.uint32))
+        >>> table = ValueTable(np.array([10, 20, 30], dtype=np.uint32), np.array([3, 4, 2], dtype=np.int32))
+        >>> table.rows(np.array([10, 30, 0, 40], dtype=np.uint32))
         array([3, 2, 0, 1], dtype=int32)
     """
 
-    def __init__(self, values: np.ndarray) -> None:
+    def __init__(self, values: np.ndarray, rows: np.ndarray) -> None:
+        rows, values = _ordered(rows, values)
         self._shift = np.uint32(32 - max(4, int(np.ceil(np.log2(max(len(values), 1)))) + 1))
-        rows = np.arange(NUM_SPECIAL, NUM_SPECIAL + len(values), dtype=np.int32)
         places = self._places(values)
         size = 1 << (32 - int(self._shift))
         self._values, self._rows = np.zeros(size, dtype=np.uint32), np.full(size, _UNSEEN, dtype=np.int32)
@@ -123,8 +158,7 @@ class ValueTable:
         self._values[places[::-1]] = values[::-1]
         self._rows[places[::-1]] = rows[::-1]
         is_late = self._values[places] != values
-        order = np.argsort(values[is_late])
-        self._late_values, self._late_rows = values[is_late][order], rows[is_late][order]
+        self._late_values, self._late_rows = _ordered(values[is_late], rows[is_late])
 
     def rows(self, values: np.ndarray) -> np.ndarray:
         """int32 (n,) of uint32 (n,)."""
@@ -141,3 +175,11 @@ class ValueTable:
 
     def _places(self, values: np.ndarray) -> np.ndarray:
         return (values * _FACTOR) >> self._shift
+
+
+def _ordered(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of 32-bit numbers, not negative, by the first of them."""
+    # As one number each: sorting these is several times as fast as sorting by the first.
+    packed = (first.astype(np.uint64) << np.uint64(32)) | second.astype(np.uint64)
+    packed.sort()
+    return (packed >> np.uint64(32)).astype(first.dtype), packed.astype(np.uint32).astype(second.dtype)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for
 from multiprocessing.queues import SimpleQueue
+from threading import Thread
 from typing import Any, Self, TypeVar
 
 from dmt.errors import UserInputError
@@ -81,6 +83,15 @@ def _begin(queue: "SimpleQueue[Any]") -> None:
     _queue = queue
     # One thread a worker: polars' own threads would wait for Python between chunks.
     os.environ["POLARS_MAX_THREADS"] = "1"
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would go on with what is queued, and then wait forever."""
+    parent = parent_process()
+    assert parent is not None
+    wait_for([parent.sentinel])
+    os._exit(1)
 
 
 def _run(task: Callable[[Tell], Result]) -> Result:
