@@ -1,8 +1,12 @@
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from dmt.datamodules import ClickArrays
+from dmt.datamodules.arrays import Bags, offsets_of
 
 
 @pytest.fixture
@@ -54,3 +58,32 @@ def test_saved_arrays_give_the_same_batches(arrays, tmp_path):
     assert torch.equal(found.sparse_features.values(), expected.sparse_features.values())
     assert torch.equal(found.labels, expected.labels)
     found.dense_features.zero_()  # a copy: the file is read-only
+
+
+def test_mapped_arrays_are_pickled_as_their_places(tmp_path):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 4, 10_000)
+    values = rng.integers(0, 9, lengths.sum(), dtype=np.int32)
+    bags = Bags(values=values, offsets=offsets_of(lengths), weights=rng.random(len(values), dtype=np.float32))
+    in_memory = ClickArrays(
+        feature_names=["a", "b"],
+        dense=rng.random((10_000, 2), dtype=np.float32),
+        ids=rng.integers(0, 9, (10_000, 1), dtype=np.int32),
+        labels=rng.integers(0, 2, 10_000, dtype=np.uint8),
+        bags={"b": bags},
+    )
+    in_memory.save(tmp_path / "split")
+    mapped = ClickArrays.load(tmp_path / "split", feature_names=["a", "b"])
+    assert len(pickle.dumps(mapped)) < 3000
+    assert len(pickle.dumps(in_memory)) > 200_000
+    indices = rng.integers(0, 10_000, 100)
+    wanted = in_memory.batch(indices)
+    for arrays in (mapped, in_memory, replace(mapped, dense=np.array(mapped.dense))):
+        found = pickle.loads(pickle.dumps(arrays)).batch(indices)
+        assert torch.equal(found.dense_features, wanted.dense_features) and torch.equal(found.labels, wanted.labels)
+        for part in ("values", "lengths", "weights"):
+            assert torch.equal(getattr(found.sparse_features, part)(), getattr(wanted.sparse_features, part)())
+    # A part of a map is not all of its file.
+    part = pickle.loads(pickle.dumps(mapped.first(7)))
+    assert np.array_equal(part.dense, in_memory.dense[:7]) and len(part) == 7
+    assert isinstance(pickle.loads(pickle.dumps(mapped)).bags["b"].values, np.memmap)

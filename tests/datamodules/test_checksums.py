@@ -1,5 +1,6 @@
 """Checksums are compared once, and again where a file has changed."""
 
+import json
 import os
 import zlib
 from pathlib import Path
@@ -8,55 +9,69 @@ import numpy as np
 import pytest
 
 from dmt.datamodules import checksums
-from dmt.datamodules.checksums import check_checksums
+from dmt.datamodules.checksums import check_once, find_damage, write_checksums
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    right = {}
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "log"
+    (folder / "train").mkdir(parents=True)
     for number in range(3):
-        values = np.random.default_rng(number).integers(0, 9, 100)
-        np.save(file := tmp_path / f"{number}.npy", values)
-        right[file] = zlib.crc32(values.data)
-    return right
+        np.save(folder / "train" / f"{number}.npy", np.random.default_rng(number).integers(0, 9, 100))
+    write_checksums(folder)
+    return folder
 
 
-def check(right: dict[Path, int]) -> None:
-    check_checksums({file: np.load(file, mmap_mode="r") for file in right}, right)
-
-
-def test_files_are_read_once(files: dict[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     crc32 = zlib.crc32  # of the module before it is replaced
-    monkeypatch.setattr(checksums.zlib, "crc32", lambda data: read.append(len(data)) or crc32(data))
-    check(files)
+    monkeypatch.setattr(checksums.zlib, "crc32", lambda data, value: read.append(len(data)) or crc32(data, value))
+    assert find_damage(folder) is None
     assert len(read) == 3
-    check(files)
+    assert find_damage(folder) is None
     assert len(read) == 3
-    os.utime(next(iter(files)), ns=(1, 1))
-    check(files)
+    os.utime(folder / "train" / "1.npy", ns=(1, 1))
+    assert find_damage(folder) is None
     assert len(read) == 4
 
 
-def test_a_changed_file_is_refused_each_time(files: dict[Path, int]) -> None:
-    check(files)
-    file = list(files)[1]
+def test_a_changed_file_is_told_of_each_time(folder: Path) -> None:
+    assert find_damage(folder) is None
+    file = folder / "train" / "1.npy"
     values = np.load(file)
     values[7] += 1
     np.save(file, values)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"1.npy: its checksum is not the manifest's; copy it again"):
-            check(files)
+        assert find_damage(folder) == f"{file} has another checksum than it had"
+    file.write_bytes(b"")
+    assert find_damage(folder) == f"{file} has another checksum than it had"
+    file.unlink()
+    assert "No such file" in str(find_damage(folder))
 
 
-def test_a_memory_that_is_damaged_or_cannot_be_kept(files: dict[Path, int], tmp_path: Path) -> None:
-    check(files)
-    (memory,) = (tmp_path / "cache" / "dmt").iterdir()
-    memory.write_text("{")
-    check(files)
+@pytest.mark.parametrize("text", ["{", "[1]", None])
+def test_checksums_may_be_damaged_themselves(folder: Path, text: str | None) -> None:
+    file = folder / "checksums.json"
+    file.unlink() if text is None else file.write_text(text)
+    assert find_damage(folder) == f"{file} is missing or damaged"
+
+
+def test_a_file_is_checked_again_for_something_else(folder: Path) -> None:
+    file, checked = folder / "train" / "0.npy", []
+    for wanted in ([1, 2], [1, 2], [1, 3]):
+        check_once({file: wanted}, checked.append)
+    assert len(checked) == 2
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_memory_that_is_damaged_or_cannot_be_kept(folder: Path, cache_home: Path, text: str) -> None:
+    assert find_damage(folder) is None
+    (memory,) = (cache_home / "dmt").iterdir()
+    assert len(json.loads(memory.read_text())) == 3
+    memory.write_text(text)
+    assert find_damage(folder) is None
     memory.unlink()
     memory.parent.rmdir()
     memory.parent.touch()
     with pytest.raises(ValueError, match=r"dmt: .*; set XDG_CACHE_HOME to a folder that can be written"):
-        check(files)
+        find_damage(folder)

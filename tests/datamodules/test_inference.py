@@ -97,7 +97,7 @@ def test_the_command_writes_what_training_reads(
     ("words", "told"),
     [
         (["none"], "none: no such file; give a data configuration"),
-        (["bad.yaml"], "bad.yaml: 'init_args'; give a data configuration"),
+        (["bad.yaml"], "bad.yaml: it does not have class_path and init_args alone; give a data configuration"),
         (["none", "--infer-schema", "new.yaml"], "path=none: no such folder"),
         (["log", "--infer-schema", "new.yaml", "--label", "x"], "--label x: log/train.parquet has no such column"),
         (["unlabeled", "--infer-schema", "new.yaml"], "none of its columns is named label, click"),
@@ -162,6 +162,19 @@ def test_arrow_files_and_datasets_are_read_as_parquet_is(
     assert data.prepared_folder() == TabularClicks(path=path, **options(tmp_path)).prepared_folder()
 
 
+def test_a_damaged_copy_of_a_dataset_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tables = {split: datasets.Dataset(draw().to_arrow()) for split in ("train", "valid", "test")}
+    datasets.DatasetDict(tables).save_to_disk(tmp_path / "saved")
+    wanted = TabularClicks(path=tmp_path / "saved", **options(tmp_path))
+    wanted.setup()
+    copy = wanted.path / "train.parquet"
+    copy.write_bytes(copy.read_bytes()[:-20])
+    data = TabularClicks(path=tmp_path / "saved", **options(tmp_path))
+    assert f"{copy} has another checksum than it had: making {copy.parent} again" in caplog.text
+    data.setup()
+    assert_same(data, wanted)
+
+
 def test_wrong_datasets_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = datasets.Dataset.from_dict({"clicked": [0, 1]})
     datasets.DatasetDict({"all": table}).save_to_disk(tmp_path / "other")
@@ -174,3 +187,95 @@ def test_wrong_datasets_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(ValueError, match=r"path=hf://datasets/a/b: ConnectionError: no way to the hub; check the name"):
         TabularClicks(path="hf://datasets/a/b", **options(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["saved", "hub"])
+def test_columns_of_datasets_are_guessed(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    saved = datasets.DatasetDict({"train": datasets.Dataset(draw().to_arrow())})
+    saved.save_to_disk(tmp_path / "saved")
+    loaded = datasets.load_from_disk(tmp_path / "saved")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"owner/clicks": loaded}[name])
+    path = str(tmp_path / "saved") if form == "saved" else "hf://datasets/owner/clicks"
+    main(["preprocess", "tabular", path, "--infer-schema", str(tmp_path / "columns.yaml")])
+    found = yaml.safe_load((tmp_path / "columns.yaml").read_text())["init_args"]
+    assert found["path"] == path
+    assert found["categorical"] == [name for name, kind in KINDS.items() if kind == "categorical"]
+    main(["preprocess", "tabular", str(tmp_path / "columns.yaml")])
+
+
+def test_names_that_no_table_may_have_and_names_of_several_lines(tmp_path: Path) -> None:
+    names = {"color": "a.color", "price": "a.price", "hour": "the\nhour", "same": "a\nb: [", "at": "c: d # e"}
+    draw().rename(names).drop("tags").write_parquet(tmp_path / "train.parquet")
+    text = infer_config(tmp_path, label=None)
+    assert "# left out: a.color  (text, 2 distinct, " in text
+    assert "missing: a table needs a name without '.'; rename it)" in text
+    assert '# left out: "a\\nb: ["  (' in text
+    config = yaml.safe_load(text)["init_args"]
+    assert config["categorical"] == ["user_id", "the\nhour", "is_new"]
+    assert config["numeric"] == ["age", "a.price"]
+    data = TabularClicks(**config, cache_dir=tmp_path / "cache")
+    data.setup()
+
+
+def write_config(file: Path, **options: object) -> None:
+    init_args = {"path": "log", "categorical": ["color"], "label": "clicked"} | options
+    file.write_text(yaml.safe_dump({"class_path": "dmt.datamodules.TabularClicks", "init_args": init_args}))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"weights": ["a"]}, "weights=['a']: give a value of type dict[str, str] | None"),
+        ({"global_batch_size": "abc"}, "global_batch_size=abc: give a value of type int"),
+        ({"global_batch_size": 1.5}, "global_batch_size=1.5: give a value of type int"),
+        ({"global_batch_size": 0}, "global_batch_size=0: give at least 1"),
+        ({"categorical": [1, 2]}, "categorical=[1, 2]: give a value of type Sequence[str]"),
+        ({"categorical": None}, "the following arguments are required: categorical; the options are path, categorical"),
+        ({"categorical": "color"}, "categorical=color: give a value of type Sequence[str]"),
+        ({"colors": 1}, "Option 'colors' is not accepted; the options are path, categorical"),
+    ],
+)
+def test_wrong_options_of_a_configuration(
+    options: dict[str, object],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_log(Path("log"))
+    write_config(Path("columns.yaml"), **options)
+    with pytest.raises(SystemExit, match="2"):
+        main(["preprocess", "tabular", "columns.yaml"])
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            b"class_path: dmt.datamodules.SyntheticClicks\ninit_args: {}\n",
+            "class_path=dmt.datamodules.SyntheticClicks: ",
+        ),
+        (b"class_path: TabularClicks\ninit_args: {path.x: 1}\n", "the options are path, categorical"),
+        (b"class_path: TabularClicks\ninit_args: [1]\n", "init_args=[1]: give options by name"),
+        (b"class_path: TabularClicks\ninit_args: {path: \xe9}\n", "codec can't decode byte 0xe9"),
+        (b"class_path: [\n", "while parsing a flow"),
+        (b"- 1\n", "it does not have class_path and init_args alone"),
+    ],
+)
+def test_wrong_configurations(
+    content: bytes,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("columns.yaml").write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        main(["preprocess", "tabular", "columns.yaml"])
+    error = capsys.readouterr().err
+    assert error.startswith("dmt: error: columns.yaml: ") and told in error and error.count("\n") == 1

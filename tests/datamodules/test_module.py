@@ -1,8 +1,10 @@
 from itertools import chain
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from dmt.datamodules import ClickDataModule
 from dmt.errors import UserInputError
 
 from .conftest import NumberedClicks, numbers
@@ -48,3 +50,12 @@ def test_an_epoch_is_as_long_as_the_trainer_says(limit, steps):
 def test_wrong_options(option):
     with pytest.raises(UserInputError, match=f"{option}=-1: give"):
         NumberedClicks(**{option: -1})
+
+
+@pytest.mark.parametrize("option", ["global_batch_size", "seed", "num_workers"])
+@pytest.mark.parametrize("value", ["a", "2", 1.5, None, True])
+def test_options_of_another_type(option, value):
+    options = {"global_batch_size": 3, "seed": 0, option: value}
+    with pytest.raises(UserInputError, match=f"^{option}={value!r}: give a whole number of at least [01]$"):
+        ClickDataModule(**options)
+    ClickDataModule(**(options | {option: np.int64(5)}))

@@ -1,5 +1,9 @@
 import json
+import os
+import resource
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,6 +63,11 @@ def arrays(data):
     return {(split, name): getattr(a, name) for split, a in data._splits.items() for name in ("dense", "ids", "labels")}
 
 
+def folders(cache_home):
+    """The prepared logs; beside them is told what was checked."""
+    return [path for path in (cache_home / "dmt").iterdir() if path.is_dir()]
+
+
 def assert_same(one, other):
     one, other = arrays(one), arrays(other)
     assert one.keys() == other.keys()
@@ -104,7 +113,7 @@ def test_text_columns_may_be_dictionary_encoded(folder):
 def test_the_log_is_prepared_once(folder, cache_home, caplog):
     make(folder).prepare_data()
     assert "Prepared 60 train, 20 valid, 15 test samples of 4 categorical and 2 numeric" in caplog.text
-    (prepared,) = (cache_home / "dmt").iterdir()
+    (prepared,) = folders(cache_home)
     changed = (prepared / "meta.json").stat().st_mtime_ns
     caplog.clear()
     data = ready(folder, global_batch_size=3, seed=5)
@@ -113,7 +122,7 @@ def test_the_log_is_prepared_once(folder, cache_home, caplog):
     assert not caplog.text
     meta = json.loads((prepared / "meta.json").read_text())
     assert meta["num_samples"] == SIZES
-    assert meta["sources"]["test"]["file"] == str(folder / "test.parquet")
+    assert [file["file"] for file in meta["sources"]["test"]] == [str(folder / "test.parquet")]
 
 
 def test_other_options_or_files_are_prepared_anew(folder, cache_home):
@@ -122,7 +131,7 @@ def test_other_options_or_files_are_prepared_anew(folder, cache_home):
     make(folder, numeric=[]).prepare_data()
     draw("valid").head(7).write_parquet(folder / "valid.parquet")
     assert str(ready(folder)) == "TabularClicks(train: 60, valid: 7, test: 15)"
-    assert len(list((cache_home / "dmt").iterdir())) == 4
+    assert len(folders(cache_home)) == 4
     assert len(first._splits["valid"]) == 20
 
 
@@ -137,13 +146,13 @@ def test_two_processes_may_prepare_at_once(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(prepare, "_encode", overtaken)
     assert_same(ready(folder), alone)
-    assert len(list((tmp_path / "cache" / "dmt").iterdir())) == 1
+    assert len(folders(tmp_path / "cache")) == 1
 
 
 def test_many_threads_prepare_at_once(folder, cache_home):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: make(folder).prepare_data(), range(4)))
-    assert len(list((cache_home / "dmt").iterdir())) == 1
+    assert len(folders(cache_home)) == 1
 
 
 def test_a_failure_leaves_nothing_behind(folder, cache_home):
@@ -174,6 +183,17 @@ def test_the_encoder_is_kept_for_later_rows(folder):
     vocabulary = encoder.vocabularies["code"]
     expected = draw("train")["code"].drop_nans().value_counts().sort("count", descending=True)
     assert_frame_equal(vocabulary.select("count"), expected.select("count"))
+
+
+def test_a_checkpoint_has_the_encoder_of_the_log_that_was_set_up(folder):
+    data = ready(folder)
+    wanted = data.state_dict()["encoder"]
+    shutil.rmtree(data.prepared_folder())  # is made again
+    assert data.state_dict()["encoder"]["meta"] == wanted["meta"]
+    draw("train").with_columns(color=pl.lit("other")).write_parquet(folder / "train.parquet")
+    assert data.state_dict()["encoder"]["meta"] == wanted["meta"]
+    (folder / "train.parquet").unlink()
+    assert data.state_dict()["encoder"]["meta"] == wanted["meta"]
 
 
 def test_schema_is_known_after_prepare_data(folder):
@@ -225,6 +245,11 @@ def test_files_may_have_other_names(folder):
         ),
         ({"global_batch_size": 0}, "global_batch_size=0: give at least 1"),
         ({"min_count": 0}, "min_count=0: give at least 1"),
+        ({"min_count": "2"}, "min_count='2': give a whole number of at least 1"),
+        ({"categorical": [1, 2]}, r"categorical=\[1, 2\]: give a list of column names"),
+        ({"categorical": None}, "categorical=None: give a list of column names"),
+        ({"numeric": 3}, "numeric=3: give a list of column names"),
+        ({"weights": ["color"]}, r"weights=\['color'\]: give the column of weights by name of column"),
         ({"cache_dir": "/proc/nowhere"}, "cache_dir=/proc/nowhere: .*; give a writable folder"),
     ],
 )
@@ -279,6 +304,17 @@ def write_ragged_csv(folder):
     (folder / "train.csv").write_text(text + "1,2,3,4,5,6,7,8,9,10\n")
 
 
+def write_cut_csv(folder):
+    (folder / "train.parquet").unlink()
+    lines = draw("train").with_columns(color=pl.lit("dark\nred"), stock=None).write_csv().splitlines(keepends=True)
+    (folder / "train.csv").write_text("".join(lines[:5]) + "1,red\n" + "".join(lines[5:]))  # a row has two lines
+
+
+def write_csv_with_cut_end(folder):
+    (folder / "train.parquet").unlink()
+    (folder / "train.csv").write_text(draw("train").write_csv() + "1,red")
+
+
 def write_latin_csv(folder):
     (folder / "train.parquet").unlink()
     (folder / "train.csv").write_bytes(draw("train").write_csv().replace("red", "r\xe9d").encode("latin-1"))
@@ -305,8 +341,10 @@ def write_schema_change(folder):
         (write_header_only, "train.csv: the file has no rows"),
         (write_zero_bytes, r"train.csv: the file is empty \(0 bytes\)"),
         (write_ragged_csv, "train.csv: cannot be read as csv"),
+        (write_cut_csv, "train.csv: line 6 has 2 of 8 cells; complete it, or remove it"),
+        (write_csv_with_cut_end, "train.csv: line 62 has 2 of 8 cells; complete it, or remove it"),
         (write_latin_csv, "train.csv: cannot be read as csv"),
-        (write_both, "train_file=train: .* holds both train.parquet and train.csv; give the name with"),
+        (write_both, "train_file=train: .* holds both train.parquet and train.csv; remove one, or give"),
         (write_schema_change, "valid.parquet: no column 'price'"),
     ],
 )
@@ -330,3 +368,202 @@ def test_options_can_be_given_as_yaml(folder):
     assert isinstance(data, TabularClicks)
     assert data.columns.categorical == ["color", "code"]
     assert not data.columns.numeric
+
+
+def test_empty_cells_at_the_end_of_lines_are_missing_values(tmp_path):
+    (tmp_path / "train.csv").write_text('label,code,color\n1,a,\n0,"b\nc",\n1,b,""\n1,b,red')
+    data = ready(tmp_path, categorical=["color"], numeric=[], min_count=1)
+    assert data._splits["train"].ids[:, 0].tolist() == [0, 0, 0, 2]
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def write_foreign_ids(file):
+    np.save(file, np.full_like(np.load(file), 10**6))
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (cut, "train/ids.npy"),
+        (cut, "vocabulary.parquet"),
+        (cut, "meta.json"),
+        (cut, "checksums.json"),
+        (Path.unlink, "valid/dense.npy"),
+        (Path.unlink, "meta.json"),
+        (Path.unlink, "checksums.json"),
+        (flip, "test/labels.npy"),
+        (write_foreign_ids, "train/ids.npy"),
+    ],
+)
+def test_a_damaged_cache_is_prepared_again(folder, cache_home, caplog, damage, name):
+    wanted = ready(folder)
+    wanted = {key: np.array(array) for key, array in arrays(wanted).items()}
+    (prepared,) = folders(cache_home)
+    damage(prepared / name)
+    caplog.clear()
+    data = make(folder)
+    data.prepare_data()
+    notice, *others = [record.message for record in caplog.records]
+    assert str(prepared / name) in notice and notice.endswith(f": making {prepared} again") and "\n" not in notice
+    assert len(others) == 1
+    data.setup()
+    assert len(caplog.records) == 2
+    for key, array in arrays(data).items():
+        np.testing.assert_array_equal(array, wanted[key])
+    assert folders(cache_home) == [prepared]
+
+
+def test_a_log_is_checked_by_the_rank_that_prepares_it(folder, monkeypatch):
+    make(folder).prepare_data()
+    monkeypatch.setattr("dmt.datamodules.checksums._checksum", lambda file: pytest.fail(f"{file} is read again"))
+    make(folder).setup()
+
+
+def test_threads_that_find_the_cache_damaged_together(folder, cache_home):
+    wanted = {key: np.array(array) for key, array in arrays(ready(folder)).items()}
+    (prepared,) = folders(cache_home)
+    flip(prepared / "train" / "labels.npy")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: make(folder).prepare_data(), range(4)))
+    for key, array in arrays(ready(folder)).items():
+        np.testing.assert_array_equal(array, wanted[key])
+    assert folders(cache_home) == [prepared]
+
+
+def test_a_damaged_cache_without_its_source_is_told_of(folder, cache_home):
+    data = ready(folder)
+    cut(data.prepared_folder() / "meta.json")
+    (folder / "valid.parquet").unlink()
+    with pytest.raises(UserInputError, match=r"valid.parquet: cannot be read as parquet \(.*No such file"):
+        data.prepare_data()
+
+
+def test_a_full_disk(folder, cache_home, monkeypatch):
+    def write_parquet(frame, file):
+        file.write_bytes(b"half")
+        raise pl.exceptions.ComputeError("parquet: underlying IO error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.DataFrame, "write_parquet", write_parquet)
+        with pytest.raises(UserInputError, match=r"^cache_dir=.*dmt: No space left on device; free some space$"):
+            make(folder).prepare_data()
+    assert folders(cache_home) == []
+    # Numpy says nothing but that a write was short.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    draw("train").sample(20_000, with_replacement=True, seed=0).write_parquet(folder / "train.parquet")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(UserInputError, match=r"^cache_dir=.*dmt: No space left on device; free some space$"):
+            make(folder).prepare_data()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert folders(cache_home) == []
+    make(folder).prepare_data()
+
+
+def test_other_errors_of_polars_are_not_taken_for_a_full_disk(folder, monkeypatch):
+    def write_parquet(frame, file):
+        raise pl.exceptions.ComputeError("a fault of ours")
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", write_parquet)
+    with pytest.raises(pl.exceptions.ComputeError, match="a fault of ours"):
+        make(folder).prepare_data()
+
+
+FORMS = {
+    "numbered": "train-{0:05}-of-00003{1}",
+    "folder": "train/part-{0}{1}",
+    "folder with ending": "train{1}/part-{0}{1}",
+}
+
+
+def write_parts(folder, form, *, ending=".parquet", frame=None):
+    """Write the training split in three parts."""
+    frame = draw("train") if frame is None else frame
+    (folder / "train.parquet").unlink()
+    files = [folder / FORMS[form].format(number, ending) for number in range(3)]
+    files[0].parent.mkdir(exist_ok=True)
+    for number, file in enumerate(files):
+        part = frame[number * 20 : number * 20 + 20]
+        {".parquet": part.write_parquet, ".arrow": part.write_ipc, ".csv": part.write_csv}[ending](file)
+    return files
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ending", [".parquet", ".arrow", ".csv"])
+def test_a_split_may_be_several_files(folder, form, ending):
+    wanted = ready(folder)
+    before = wanted.prepared_folder()
+    files = write_parts(folder, form, ending=ending)
+    if form != "numbered":
+        (files[0].parent / "_SUCCESS").touch()
+        (files[0].parent / "._part-0.parquet").touch()
+    assert_same(ready(folder), wanted)
+    names = {"numbered": "train", "folder": "train", "folder with ending": f"train{ending}"}
+    assert_same(ready(folder, train_file=names[form]), wanted)
+    os.utime(files[1], ns=(1, 1))
+    parts = ready(folder)
+    os.utime(files[2], ns=(1, 1))
+    assert len({before, parts.prepared_folder(), parts._folder}) == 3
+
+
+def test_a_part_may_have_missing_values_alone(folder):
+    frame = draw("train").with_columns(color=pl.Series([None] * 20 + ["red"] * 40))
+    frame.write_parquet(folder / "train.parquet")
+    wanted = ready(folder)
+    files = write_parts(folder, "folder", frame=frame)
+    pl.read_parquet(files[0]).with_columns(color=pl.lit(None)).write_parquet(files[0])
+    assert_same(ready(folder), wanted)
+
+
+@pytest.mark.parametrize(
+    ("form", "spoil", "message"),
+    [
+        ("numbered", lambda files: files[1].unlink(), "train_file=train: train-00001-of-00003.parquet is missing in"),
+        (
+            "numbered",
+            lambda files: files[1].rename(files[1].with_name("train-00001-of-00002.parquet")),
+            "train_file=train: .* holds parts of 00002 and of 00003; remove those of one kind",
+        ),
+        (
+            "numbered",
+            lambda files: draw("train").write_parquet(files[0].with_name("train.parquet")),
+            "train_file=train: .* holds both train.parquet and train-00000-of-00003.parquet; remove one",
+        ),
+        ("folder", lambda files: files[1].rename(files[1].with_suffix(".csv")), "holds both .csv and .parquet files"),
+        (
+            "folder",
+            lambda files: [file.rename(file.with_suffix(".json")) for file in files],
+            "train_file=train: the folder .*train holds no parquet, arrow or csv file; add one",
+        ),
+        (
+            "folder",
+            lambda files: pl.read_parquet(files[1]).drop("price").write_parquet(files[1]),
+            "part-1.parquet: no column 'price'",
+        ),
+        (
+            "folder",
+            lambda files: pl.read_parquet(files[2]).with_columns(price=pl.lit("a")).write_parquet(files[2]),
+            "part-2.parquet: column 'price' holds String, but Float64 in part-0.parquet; write them alike",
+        ),
+        (
+            "folder",
+            lambda files: pl.read_parquet(files[2]).with_columns(label=pl.lit(7, pl.Int64)).write_parquet(files[2]),
+            r"part-0.parquet to part-2.parquet: column 'label': the label of row 41 is 7",
+        ),
+    ],
+)
+def test_wrong_parts(folder, form, spoil, message):
+    spoil(write_parts(folder, form))
+    with pytest.raises(UserInputError, match=message) as caught:
+        make(folder).prepare_data()
+    assert "\n" not in str(caught.value)

@@ -12,9 +12,11 @@ import torch
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dmt.datamodules.mapped import MappedArrays
+
 
 @dataclass(frozen=True, kw_only=True)
-class Bags:
+class Bags(MappedArrays):
     """A multi-hot feature: the ids of all samples, one after the other.
 
     Args:
@@ -64,7 +66,7 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClickArrays:
+class ClickArrays(MappedArrays):
     """One split of a click log.
 
     Args:

@@ -25,8 +25,8 @@ class ColumnNames:
         weights: for columns of lists, the column that has a list of weights as long.
 
     Raises:
-        UserInputError: a column is named twice, no categorical column is named, or one has a name that
-            cannot name an embedding table.
+        UserInputError: a column is named twice, no categorical column is named, one has a name that cannot name an
+            embedding table, or an option is of another type.
     """
 
     categorical: Sequence[str]
@@ -38,6 +38,10 @@ class ColumnNames:
         for option, names in (("categorical", self.categorical), ("numeric", self.numeric)):
             if isinstance(names, str):
                 raise UserInputError(f"{option}={names}: give a list of column names, for example [{names}]")
+            if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+                raise UserInputError(f"{option}={names}: give a list of column names")
+        if not isinstance(self.weights, Mapping):
+            raise UserInputError(f"weights={self.weights}: give the column of weights by name of column, {{a: b}}")
         # A schema of any size says what is wrong with the names, before any file is read.
         FeatureSchema(
             categorical=[CategoricalFeature(name=name, num_embeddings=1) for name in self.categorical],

@@ -1,20 +1,24 @@
 """Criteo's click logs, as `dmt preprocess criteo` has written them."""
 
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torchrec.datasets.utils import Batch
 
 from dmt.datamodules.arrays import single_hot_batch
-from dmt.datamodules.checksums import check_checksums
+from dmt.datamodules.checksums import check_once
+from dmt.datamodules.mapped import MappedArrays
 from dmt.datamodules.module import ClickDataModule
 from dmt.errors import UserInputError
 from dmt.preprocess.criteo import FORMAT_VERSION, MANIFEST, ROWS
 from dmt.schema import FeatureSchema
+
+SPLITS = ("train", "valid", "test")
 
 
 class CriteoDataModule(ClickDataModule):
@@ -37,7 +41,7 @@ class CriteoDataModule(ClickDataModule):
         self._manifest = _read_manifest(self.path)
 
     def has_split(self, name: str) -> bool:
-        start, end = self._manifest["splits"][name]
+        start, end = self._manifest.splits[name]
         return bool(end > start)
 
     def prepare_data(self) -> None:
@@ -54,22 +58,22 @@ class CriteoDataModule(ClickDataModule):
         """Map all parts into memory."""
         if self._splits:
             return
-        self._schema = FeatureSchema.from_dict(self._manifest["schema"])
-        num_columns = len(self.schema.dense) + len(self.schema.feature_names) + 1
-        arrays, checksums = {}, {}
-        for part in self._manifest["parts"]:
-            file = self.path / part["folder"] / ROWS
-            arrays[file] = _load_part(file, num_rows=part["rows"], num_columns=num_columns)
-            checksums[file] = part["crc32"]
-        check_checksums(arrays, checksums)
-        parts = list(arrays.values())
+        manifest = self._manifest
+        self._schema = schema = manifest.schema
+        num_columns = len(schema.dense) + len(schema.feature_names) + 1
+        rows = {part.file: _load_part(part, num_columns=num_columns) for part in manifest.parts}
+        checksums = {part.file: part.checksum for part in manifest.parts}
+        check_once(
+            {file: [checksum, *manifest.num_embeddings] for file, checksum in checksums.items()},
+            lambda file: _check_part(file, rows[file], checksum=checksums[file], schema=schema),
+        )
+        parts = list(rows.values())
         self._splits = {
-            name: ClickParts(self.schema, parts, start=start, end=end)
-            for name, (start, end) in self._manifest["splits"].items()
+            name: ClickParts(schema, parts, start=start, end=end) for name, (start, end) in manifest.splits.items()
         }
 
 
-class ClickParts:
+class ClickParts(MappedArrays):
     """Some of the samples of a log that lies in several arrays, one after the other.
 
     Args:
@@ -117,30 +121,109 @@ class ClickParts:
         return rows
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A part of a converted log, as the manifest tells of it.
+
+    Args:
+        file: of its rows.
+        num_rows: how many there are.
+        checksum: CRC-32 of their bytes.
+    """
+
+    file: Path
+    num_rows: int
+    checksum: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Manifest:
+    """What training needs of a manifest.
+
+    Args:
+        schema: single-hot columns.
+        parts: one after the other they hold all rows.
+        splits: first row, and the one after the last, of train, valid and test, which follow each other.
+
+    Raises:
+        ValueError: they do not fit each other, or are of other types.
+    """
+
+    schema: FeatureSchema
+    parts: Sequence[_Part]
+    splits: Mapping[str, tuple[int, int]]
+
+    def __post_init__(self) -> None:
+        cuts = [0, *(end for _, end in self.splits.values())]
+        counts = [*cuts, *self.num_embeddings]
+        counts += [count for part in self.parts for count in (part.num_rows, part.checksum)]
+        is_right = (
+            all(type(count) is int and count >= 0 for count in counts)
+            and [*self.splits.values()] == [*pairwise(sorted(cuts))]
+            and cuts[-1] == sum(part.num_rows for part in self.parts)
+            and self.schema.single_hot
+            and not self.schema.weighted
+        )
+        if not is_right or not self.parts:
+            raise ValueError("the manifest's numbers do not fit each other")
+
+    @property
+    def num_embeddings(self) -> list[int]:
+        """Rows of the table of each categorical column."""
+        return [feature.num_embeddings for feature in self.schema.categorical]
+
+
+def _read_manifest(path: Path) -> _Manifest:
     file = path / MANIFEST
     if not file.is_file():
         raise UserInputError(
             f"path={path}: no {MANIFEST} in it; run `dmt preprocess criteo INPUT --output {path}` first"
         )
+    damaged = UserInputError(f"path={path}: {MANIFEST} is damaged; convert the logs again")
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
-        version = manifest["version"]
+        content = json.loads(file.read_text())
+        version = content["version"]
     except (ValueError, KeyError, TypeError):
-        raise UserInputError(f"path={path}: {MANIFEST} is damaged; convert the logs again") from None
+        raise damaged from None
     if version != FORMAT_VERSION:
         raise UserInputError(f"path={path}: it has format {version}, not {FORMAT_VERSION}; convert the logs again")
-    return manifest
-
-
-def _load_part(file: Path, *, num_rows: int, num_columns: int) -> np.ndarray:
     try:
-        rows: np.ndarray = np.load(file, mmap_mode="r")
+        return _Manifest(
+            schema=FeatureSchema.from_dict(content["schema"]),
+            parts=[
+                _Part(file=path / part["folder"] / ROWS, num_rows=part["rows"], checksum=part["crc32"])
+                for part in content["parts"]
+            ],
+            splits={name: tuple(content["splits"][name]) for name in SPLITS},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise damaged from None
+
+
+def _load_part(part: _Part, *, num_columns: int) -> np.ndarray:
+    try:
+        rows: np.ndarray = np.load(part.file, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise UserInputError(f"{file}: {error}; convert the logs again") from None
-    if rows.shape != (wanted := (num_rows, num_columns)) or rows.dtype != np.int32:
+        raise UserInputError(f"{part.file}: {error}; convert the logs again") from None
+    if rows.shape != (wanted := (part.num_rows, num_columns)) or rows.dtype != np.int32:
         raise UserInputError(
-            f"{file}: {rows.dtype} of shape {rows.shape}, but the manifest tells of int32 {wanted}; convert the logs "
-            "again"
+            f"{part.file}: {rows.dtype} of shape {rows.shape}, but the manifest tells of int32 {wanted}; convert the "
+            "logs again"
         )
     return rows
+
+
+def _check_part(file: Path, rows: np.ndarray, *, checksum: int, schema: FeatureSchema) -> None:
+    """Compare a part with what the manifest tells of all rows: int32 (n, C + F + 1)."""
+    if zlib.crc32(rows.data) != checksum:
+        raise UserInputError(f"{file}: its checksum is not the manifest's; copy it again, or convert the logs again")
+    if not len(rows):
+        return
+    # Of the same bytes, which are in memory now: the manifest itself has no checksum.
+    ids = rows[:, len(schema.dense) : -1]
+    for feature, lowest, highest in zip(schema.categorical, ids.min(axis=0), ids.max(axis=0), strict=True):
+        if lowest < 0 or highest >= feature.num_embeddings:
+            raise UserInputError(
+                f"{file}: column {feature.name!r} has row {lowest if lowest < 0 else highest} of a table, which has "
+                f"num_embeddings={feature.num_embeddings} by the manifest; convert the logs again"
+            )

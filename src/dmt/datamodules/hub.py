@@ -8,7 +8,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from dmt.datamodules.prepare import new_folder
+from dmt.datamodules.cache import new_folder
+from dmt.datamodules.checksums import discard_if_damaged, write_checksums
 from dmt.errors import UserInputError
 from dmt.preprocess.dataset_text import HUB, reading_dataset
 
@@ -21,7 +22,7 @@ def is_hub_or_saved(path: str | Path) -> bool:
 
 
 def write_splits(path: str | Path, *, cache_dir: Path) -> Path:
-    """Write the splits of a dataset as train, valid and test.parquet, unless that was done before.
+    """Write the splits of a dataset as train, valid and test.parquet, unless that was done before and is undamaged.
 
     The folder appears complete or not at all, so several processes may write it at once.
 
@@ -42,11 +43,13 @@ def write_splits(path: str | Path, *, cache_dir: Path) -> Path:
     }
     fingerprint = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / f"{str(path).rstrip('/').rpartition('/')[2]}-{fingerprint}" / "log"
+    discard_if_damaged(folder, cache_dir=cache_dir)
     if folder.is_dir():
         return folder
     with new_folder(folder, cache_dir=cache_dir) as unfinished:
         for split, dataset in named.items():
             dataset.to_parquet(unfinished / f"{split}.parquet")
+        write_checksums(unfinished)
     rank_zero_info(f"Wrote {', '.join(named)} of {path} as parquet files: {folder}")
     return folder
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import polars as pl
 import yaml
 
+from dmt.datamodules.cache import default_cache_dir
 from dmt.datamodules.columns import TEXT_TYPES, flatten, is_list
-from dmt.datamodules.sources import column_names, find_files, read_file
+from dmt.datamodules.hub import is_hub_or_saved, write_splits
+from dmt.datamodules.sources import column_names, find_files, names_of, read_files
 from dmt.errors import UserInputError
 
 MAX_ROWS = 1_000_000
@@ -38,7 +40,8 @@ def guess_columns(frame: pl.DataFrame, *, label: str) -> list[Guess]:
     """Tell what each column but the label may be.
 
     Text, booleans and lists are categories; so are numbers of up to 100 distinct values, and whole ones whose name
-    ends in "id". Other numbers are numeric. A column of one value, or of a type that is neither, is left out.
+    ends in "id". Other numbers are numeric. A column of one value, of a type that is neither, or of categories under a
+    name that no table may have, is left out.
     """
     return [_guess(frame[name]) for name in frame.columns if name != label]
 
@@ -65,29 +68,36 @@ def _guess(column: pl.Series) -> Guess:
     if distinct <= 1 and not (missing and distinct):
         return Guess(name=column.name, kind="left out", told=f"{told}: it tells nothing")
     is_amount = is_number and distinct > MAX_CATEGORIES and not (is_whole and _IDENTIFIER.fullmatch(column.name))
-    return Guess(name=column.name, kind="numeric" if is_amount and not is_list(column) else "categorical", told=told)
+    if is_amount and not is_list(column):
+        return Guess(name=column.name, kind="numeric", told=told)
+    if "." in column.name or not column.name:
+        told = f"{told}: a table needs a name without '.'; rename it"
+        return Guess(name=column.name, kind="left out", told=told)
+    return Guess(name=column.name, kind="categorical", told=told)
 
 
-def infer_config(path: Path, *, label: str | None, train_file: str = "train") -> str:
+def infer_config(path: str | Path, *, label: str | None, train_file: str = "train") -> str:
     """A data configuration for the log in a folder, as YAML with a comment beside each column.
 
     Args:
-        path: folder of the log.
+        path: folder of the log, or a Hugging Face dataset, as :class:`~dmt.datamodules.tabular.TabularClicks` has it.
         label: its column of labels. Default: the one named label, click, clicked, is_click, target or y.
         train_file: file of the training samples.
 
     Raises:
         UserInputError: there is no such log, or no column of labels.
     """
-    file = find_files(path, names={"train": train_file})["train"]
-    frame = read_file(file, columns=column_names(file))
+    folder = write_splits(path, cache_dir=default_cache_dir()) if is_hub_or_saved(path) else Path(path)
+    files = find_files(folder, names={"train": train_file})["train"]
+    file = files[0]
+    frame = read_files(files, columns=column_names(file))
     label = label or _find_label(frame.columns, file)
     if label not in frame.columns:
         raise UserInputError(f"--label {label}: {file} has no such column; it has {', '.join(frame.columns)}")
     guesses = guess_columns(frame.head(MAX_ROWS), label=label)
     seen = f"the first {MAX_ROWS:,} rows" if len(frame) > MAX_ROWS else "all rows"
     lines = [
-        f"# What `dmt preprocess tabular --infer-schema` makes of {seen} of {file.name}.",
+        f"# What `dmt preprocess tabular --infer-schema` makes of {seen} of {Path(names_of(files)).name}.",
         "# Review it: move columns between the lists, and remove what was not known at the time of the click. Then:",
         "#   dmt fit --config CONFIG --data FILE",
         "class_path: dmt.datamodules.TabularClicks",
@@ -98,7 +108,7 @@ def infer_config(path: Path, *, label: str | None, train_file: str = "train") ->
         *_list("numeric", [guess for guess in guesses if guess.kind == "numeric"]),
     ]
     left_out = [guess for guess in guesses if guess.kind == "left out"]
-    lines += [f"  # left out: {guess.name}  ({guess.told})" for guess in left_out]
+    lines += [f"  # left out: {_scalar(guess.name)}  ({guess.told})" for guess in left_out]
     return "\n".join(lines) + "\n"
 
 
@@ -123,5 +133,6 @@ def _list(name: str, guesses: Sequence[Guess]) -> list[str]:
 
 
 def _scalar(text: str) -> str:
-    """A string as YAML, quoted where it would be something else."""
-    return yaml.safe_dump(text, width=10_000).removesuffix("\n").removesuffix("\n...")
+    """A string as YAML of one line, quoted where it would be something else."""
+    style = None if text.isprintable() else '"'  # with a line end as \n
+    return yaml.safe_dump(text, default_style=style, width=float("inf")).removesuffix("\n").removesuffix("\n...")

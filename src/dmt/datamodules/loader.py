@@ -3,8 +3,9 @@
 Shape legend: B samples of this rank's batch, GB samples of one global batch, G ranks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from numbers import Integral
 from typing import Protocol
 
 import numpy as np
@@ -43,7 +44,7 @@ class GlobalBatchSampler:
         shuffle_seed: seed of the permutations; ``None`` keeps the stored order, for evaluation.
 
     Raises:
-        UserInputError: ``global_batch_size`` is below 1.
+        UserInputError: ``global_batch_size`` is no whole number of at least 1.
 
     Example:
         >>> sampler = GlobalBatchSampler(num_samples=5, global_batch_size=4, rank=1, world_size=2)
@@ -60,7 +61,7 @@ class GlobalBatchSampler:
         world_size: int = 1,
         shuffle_seed: int | None = None,
     ) -> None:
-        check_global_batch_size(global_batch_size)
+        check_minima({"global_batch_size": (global_batch_size, 1)})
         assert 0 <= rank < world_size, (rank, world_size)
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
@@ -267,7 +268,11 @@ class ClickLoader:
         }
 
 
-def check_global_batch_size(global_batch_size: int) -> None:
-    """Raise :class:`UserInputError` unless a step holds at least one sample."""
-    if global_batch_size < 1:
-        raise UserInputError(f"global_batch_size={global_batch_size}: give at least 1 sample per step")
+def check_minima(minima: Mapping[str, tuple[int, int]]) -> None:
+    """Raise :class:`UserInputError` for the first of (value, minimum), by option, that is too small or not whole."""
+    for option, (value, minimum) in minima.items():
+        # Python itself takes True for 1.
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise UserInputError(f"{option}={value!r}: give a whole number of at least {minimum}")
+        if value < minimum:
+            raise UserInputError(f"{option}={value}: give at least {minimum}")

@@ -11,17 +11,9 @@ from dmt.datamodules.loader import (
     ClickLoader,
     EvaluationLoader,
     GlobalBatchSampler,
-    check_global_batch_size,
+    check_minima,
 )
-from dmt.errors import UserInputError
 from dmt.schema import FeatureSchema
-
-
-def check_minima(minima: Mapping[str, tuple[int, int]]) -> None:
-    """Raise :class:`UserInputError` for the first option, of (value, minimum) by name, whose value is too small."""
-    for option, (value, minimum) in minima.items():
-        if value < minimum:
-            raise UserInputError(f"{option}={value}: give at least {minimum}")
 
 
 class ClickDataModule(LightningDataModule):
@@ -40,15 +32,12 @@ class ClickDataModule(LightningDataModule):
         num_workers: processes of each rank that make batches ahead; 0 where a core for them is not to spare.
 
     Raises:
-        UserInputError: ``global_batch_size`` is below 1, or another number is negative.
+        UserInputError: ``global_batch_size`` is below 1, or another number is negative or not whole.
     """
 
     def __init__(self, *, global_batch_size: int, seed: int, num_workers: int = 0) -> None:
         super().__init__()
-        check_global_batch_size(global_batch_size)
-        for option, value in (("seed", seed), ("num_workers", num_workers)):
-            if value < 0:
-                raise UserInputError(f"{option}={value}: give a number >= 0")
+        check_minima({"global_batch_size": (global_batch_size, 1), "seed": (seed, 0), "num_workers": (num_workers, 0)})
         self.num_workers = num_workers
         self.global_batch_size = global_batch_size
         self.seed = seed

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -17,32 +15,31 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from dmt.datamodules.arrays import ClickArrays
+from dmt.datamodules.cache import new_folder
+from dmt.datamodules.checksums import discard_if_damaged, find_damage, write_checksums
 from dmt.datamodules.columns import ColumnNames, to_label
 from dmt.datamodules.encoder import NumericScale, TabularEncoder
-from dmt.datamodules.sources import read_file
+from dmt.datamodules.sources import names_of, read_files, reading
 from dmt.errors import UserInputError
 from dmt.schema import FeatureSchema
 
 # Part of the fingerprint: raise it when the encoding changes, so that no old cache is taken for a new one.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 META_FILE = "meta.json"
 VOCABULARY_FILE = "vocabulary.parquet"
 
-
-def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/dmt``, or ``~/.cache/dmt``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmt"
+SplitFiles: TypeAlias = Mapping[str, Sequence[Path]]
 
 
-def prepare(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int, cache_dir: Path) -> Path:
-    """Encode the splits unless that was done before.
+def prepare(files: SplitFiles, *, columns: ColumnNames, min_count: int, cache_dir: Path) -> Path:
+    """Encode the splits unless that was done before, or again where the result is damaged.
 
     The folder holds the arrays of each split in ``SPLIT`` (:meth:`ClickArrays.save`), the vocabularies in
-    ``vocabulary.parquet``, and ``meta.json`` with schema, scales, sizes and sources. It appears complete or
-    not at all, so several processes may prepare the same log at once.
+    ``vocabulary.parquet``, ``meta.json`` with schema, scales, sizes and sources, and the checksums of all of these. It
+    appears complete or not at all, so several processes may prepare the same log at once.
 
     Args:
-        files: the file of every split; the encoding is learned from ``train``.
+        files: the files of every split; the encoding is learned from ``train``.
         columns: the columns to read.
         min_count: occurrences in training below which a value shares the row of the unseen ones.
         cache_dir: where the folder is made, named by a fingerprint of files and options.
@@ -51,41 +48,27 @@ def prepare(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int, 
         The folder.
 
     Raises:
-        UserInputError: a file cannot be read or encoded, or ``cache_dir`` cannot be written.
+        UserInputError: a file cannot be read or encoded, or ``cache_dir`` cannot be written, or is full.
     """
     description = _describe(files, columns=columns, min_count=min_count)
     fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_dir / f"{files['train'].resolve().parent.name}-{fingerprint}"
+    folder = cache_dir / f"{files['train'][0].resolve().parent.name}-{fingerprint}"
+    discard_if_damaged(folder, cache_dir=cache_dir)
     if folder.is_dir():
         return folder
     start = time.monotonic()
     with new_folder(folder, cache_dir=cache_dir) as unfinished:
         meta = _encode(files, columns=columns, min_count=min_count, folder=unfinished)
         (unfinished / META_FILE).write_text(json.dumps({**description, **meta}, indent=2))
+        write_checksums(unfinished)
     sizes = ", ".join(f"{size:,} {split}" for split, size in meta["num_samples"].items())
     rank_zero_info(
         f"Prepared {sizes} samples of {len(columns.categorical)} categorical and {len(columns.numeric)} "
         f"numeric columns in {time.monotonic() - start:.1f} s: {folder}"
     )
+    # One rank comes here first: now the others will know it as checked, and damage would be theirs to find as well.
+    find_damage(folder)
     return folder
-
-
-@contextmanager
-def new_folder(folder: Path, *, cache_dir: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name when all is written, unless another process was first.
-
-    Raises:
-        UserInputError: ``cache_dir``, where it lies, cannot be written.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=".preparing-") as temporary:
-            unfinished = Path(temporary) / "log"
-            unfinished.mkdir()
-            yield unfinished
-            _publish(unfinished, folder)
-    except OSError as error:
-        raise UserInputError(f"cache_dir={cache_dir}: {error}; give a writable folder with enough space") from error
 
 
 def load_meta(folder: Path) -> tuple[FeatureSchema, dict[str, int]]:
@@ -123,16 +106,9 @@ def label_of(state: Mapping[str, Any]) -> str:
     return name
 
 
-def _describe(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int) -> dict[str, object]:
+def _describe(files: SplitFiles, *, columns: ColumnNames, min_count: int) -> dict[str, object]:
     """What the encoded log depends on."""
-    sources = {}
-    for split, file in files.items():
-        status = file.stat()
-        sources[split] = {
-            "file": str(file.resolve()),
-            "size_bytes": status.st_size,
-            "modified_ns": status.st_mtime_ns,
-        }
+    sources = {split: [_identity(file) for file in of_split] for split, of_split in files.items()}
     return {
         "version": FORMAT_VERSION,
         "sources": sources,
@@ -146,16 +122,23 @@ def _describe(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int
     }
 
 
-def _encode(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int, folder: Path) -> dict[str, Any]:
+def _identity(file: Path) -> dict[str, object]:
+    """What tells whether a file is as it was."""
+    with reading(file):
+        status = file.stat()
+    return {"file": str(file.resolve()), "size_bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def _encode(files: SplitFiles, *, columns: ColumnNames, min_count: int, folder: Path) -> dict[str, Any]:
     """Write arrays and vocabularies into ``folder``; returns what else there is to tell."""
-    frame = read_file(files["train"], columns=columns.all)
+    frame = read_files(files["train"], columns=columns.all)
     with _naming(files["train"]):
         encoder = TabularEncoder.fit(frame, columns=columns, min_count=min_count)
     sizes = {}
-    for split, file in files.items():
+    for split, of_split in files.items():
         if split != "train":
-            frame = read_file(file, columns=columns.all)
-        with _naming(file):
+            frame = read_files(of_split, columns=columns.all)
+        with _naming(of_split):
             labels = to_label(frame[columns.label]).to_numpy()
             dense, ids, bags = encoder.encode(frame)
         arrays = ClickArrays(feature_names=columns.categorical, dense=dense, ids=ids, labels=labels, bags=bags)
@@ -173,18 +156,9 @@ def _encode(files: Mapping[str, Path], *, columns: ColumnNames, min_count: int, 
 
 
 @contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """Say in which file a column is wrong."""
+def _naming(files: Sequence[Path]) -> Iterator[None]:
+    """Say in which files a column is wrong."""
     try:
         yield
     except UserInputError as error:
-        raise UserInputError(f"{file}: {error}") from error
-
-
-def _publish(temporary: Path, folder: Path) -> None:
-    """Move the finished folder to its place, unless another process was first."""
-    try:
-        os.replace(temporary, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
+        raise UserInputError(f"{names_of(files)}: {error}") from error

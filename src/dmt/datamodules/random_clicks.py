@@ -10,7 +10,8 @@ import numpy as np
 from torchrec.datasets.utils import Batch
 
 from dmt.datamodules.arrays import single_hot_batch
-from dmt.datamodules.module import ClickDataModule, check_minima
+from dmt.datamodules.loader import check_minima
+from dmt.datamodules.module import ClickDataModule
 from dmt.datamodules.synthetic import numbered_names
 from dmt.schema import CategoricalFeature, FeatureSchema
 

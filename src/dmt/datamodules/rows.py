@@ -11,7 +11,7 @@ from dmt.datamodules.columns import to_label
 from dmt.datamodules.loader import EvaluationLoader
 from dmt.datamodules.module import ClickDataModule
 from dmt.datamodules.prepare import encoder_of, label_of
-from dmt.datamodules.sources import FILE_TYPES, column_names, read_file
+from dmt.datamodules.sources import FILE_TYPES, column_names, read_files
 from dmt.errors import UserInputError
 
 
@@ -48,7 +48,7 @@ class TabularRows(ClickDataModule):
         """Read and encode the file."""
         self._has_labels = self._label in column_names(self.path)
         labeled = [self._label] if self._has_labels else []
-        frame = read_file(self.path, columns=[*self._encoder.columns, *labeled])
+        frame = read_files([self.path], columns=[*self._encoder.columns, *labeled])
         try:
             dense, ids, bags = self._encoder.encode(frame)
             labels = to_label(frame[self._label]).to_numpy() if labeled else np.zeros(len(frame), np.uint8)

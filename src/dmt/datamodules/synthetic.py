@@ -9,8 +9,8 @@ from torchmetrics.functional.classification import binary_auroc
 from torchrec.datasets.utils import Batch
 
 from dmt.datamodules.arrays import Bags, ClickArrays, offsets_of
-from dmt.datamodules.loader import ClickDataset, GlobalBatchSampler
-from dmt.datamodules.module import ClickDataModule, check_minima
+from dmt.datamodules.loader import ClickDataset, GlobalBatchSampler, check_minima
+from dmt.datamodules.module import ClickDataModule
 from dmt.datamodules.teacher import ClickTeacher, LogShape, Samples
 from dmt.errors import UserInputError
 from dmt.schema import CategoricalFeature, FeatureSchema

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from dmt.datamodules.arrays import ClickArrays
+from dmt.datamodules.cache import default_cache_dir
 from dmt.datamodules.columns import ColumnNames
 from dmt.datamodules.hub import is_hub_or_saved, write_splits
-from dmt.datamodules.loader import ClickDataset
+from dmt.datamodules.loader import ClickDataset, check_minima
 from dmt.datamodules.module import ClickDataModule
-from dmt.datamodules.prepare import default_cache_dir, encoder_of, encoder_state, load_meta, prepare
+from dmt.datamodules.prepare import encoder_of, encoder_state, load_meta, prepare
 from dmt.datamodules.sources import find_files
 from dmt.errors import UserInputError
 
@@ -22,7 +23,10 @@ class TabularClicks(ClickDataModule):
     empty text, a missing list), id 1 for values that training holds fewer than ``min_count`` times, and the others
     follow by frequency. Numeric columns are scaled by what training holds: the logarithm if a few values are very
     large, then mean 0 and standard deviation 1; a column with missing or infinite values gets a second one,
-    ``NAME:missing``, that is 1 there. The encoded log is kept in ``cache_dir``.
+    ``NAME:missing``, that is 1 there. The encoded log is kept in ``cache_dir``, and made again where it is damaged.
+
+    A split may be several files, which are read in the order of their names: those in a folder ``train`` or
+    ``train.parquet``, or ``train-00000-of-00002.parquet``, ``train-00001-of-00002.parquet``.
 
     Args:
         path: folder of the files; or a Hugging Face dataset with splits: ``hf://datasets/OWNER/NAME``, or a folder that
@@ -32,7 +36,8 @@ class TabularClicks(ClickDataModule):
         weights: for categorical columns of lists, the column with a list of weights as long.
         label: the column of labels, 0 or 1.
         global_batch_size: samples of one step over all ranks together.
-        train_file: file of the training samples; without an ending, .parquet, .arrow and .csv are tried.
+        train_file: file, or folder of files, of the training samples; without an ending, .parquet, .arrow and .csv are
+            tried.
         valid_file: file of the validation samples, needed to fit with validation.
         test_file: file of the test samples, needed to test and predict.
         min_count: occurrences in training that give a value a row of its own. With 1, no training sample has
@@ -63,14 +68,14 @@ class TabularClicks(ClickDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(global_batch_size=global_batch_size, seed=seed, num_workers=num_workers)
-        if min_count < 1:
-            raise UserInputError(f"min_count={min_count}: give at least 1")
+        check_minima({"min_count": (min_count, 1)})
         self.min_count = min_count
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         if is_hub_or_saved(path):
             path = write_splits(path, cache_dir=self.cache_dir)
         self.path = Path(path).expanduser()  # a YAML file has no shell to do it
         self.columns = ColumnNames(categorical=categorical, numeric=numeric, label=label, weights=weights or {})
+        self._folder: Path | None = None
         # Looked for here rather than in prepare_data(), which one rank runs alone while the others wait.
         self.files = find_files(self.path, names={"train": train_file, "valid": valid_file, "test": test_file})
 
@@ -89,7 +94,7 @@ class TabularClicks(ClickDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Map the encoded splits into memory."""
-        folder = self.prepared_folder()
+        self._folder = folder = self.prepared_folder()
         self._schema, sizes = load_meta(folder)
         names = self._schema.feature_names
         self._splits = {split: ClickArrays.load(folder / split, feature_names=names) for split in sizes}
@@ -104,7 +109,7 @@ class TabularClicks(ClickDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The data position, and how rows are encoded, for :class:`TabularRows`."""
-        return super().state_dict() | {"encoder": encoder_state(self.prepared_folder())}
+        return super().state_dict() | {"encoder": self._encoder_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the data position, where the checkpoint is of a model for this log.
@@ -114,12 +119,18 @@ class TabularClicks(ClickDataModule):
         """
         super().load_state_dict(state_dict)
         if "encoder" in state_dict:
-            mine = encoder_of(encoder_state(self.prepared_folder()))
+            mine = encoder_of(self._encoder_state())
             if not encoder_of(state_dict["encoder"]).equals(mine):
                 raise UserInputError(
                     f"path={self.path}: the checkpoint is of another training log, with other vocabularies or scales; "
                     "give that log, or test and predict rows of this one with dmt.datamodules.TabularRows"
                 )
+
+    def _encoder_state(self) -> dict[str, Any]:
+        # Of the log that was set up: its files may have changed since, or gone.
+        if self._folder is None or not self._folder.is_dir():
+            return encoder_state(self.prepared_folder())
+        return encoder_state(self._folder)
 
     def _split(self, name: str) -> ClickDataset:
         if self._splits and name not in self._splits:
