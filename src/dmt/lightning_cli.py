@@ -1,12 +1,7 @@
 """The verbs of the ``dmt`` command that read a training configuration: LightningCLI over ClickModel and data."""
 
-import difflib
-import importlib
-import inspect
 import json
 import os
-import re
-import sys
 import zipfile
 from argparse import SUPPRESS
 from pathlib import Path
@@ -23,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dmt.brief_help import DESCRIPTIONS, TITLES, BriefHelp
 from dmt.callbacks import PredictionFile, RunRecord, Throughput, WireTraffic, run_folder
+from dmt.complaints import one_line
 from dmt.datamodules import ClickDataModule
 from dmt.describe import Layout, describe, print_description
 from dmt.errors import UserInputError, nearest
@@ -119,7 +115,7 @@ class DmtCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, TowerCheckpointIO()]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, TypeError) as error:
             raise UserInputError(f"trainer: {error}") from error
         if isinstance(trainer.strategy, TowerStrategy) and trainer.strategy.ranks_per_host is None:
             trainer.strategy.ranks_per_host = self._get(self.config_init, "ranks_per_host")
@@ -208,7 +204,7 @@ class DmtCLI(LightningCLI):
         self.check_layout()
         checkpoint = self._get(self.config_init, "ckpt_path")
         if checkpoint not in (None, "best", "last", "hpc", "registry"):
-            check_checkpoint(Path(checkpoint))
+            check_checkpoint(Path(checkpoint), option="--ckpt_path")
         self.check_monitors()
         self._check_run_folder()
         self.datamodule.prepare_data()
@@ -224,10 +220,19 @@ class DmtCLI(LightningCLI):
 
     def _check_run_folder(self) -> None:
         for logger in self.trainer.loggers:
-            # Before Lightning makes the logger's files: CSVLogger would remove those of an earlier run.
-            if isinstance(logger, CSVLogger | TensorBoardLogger) and (Path(logger.log_dir) / "config.yaml").exists():
+            if not isinstance(logger, CSVLogger | TensorBoardLogger):
+                continue
+            folder = Path(logger.log_dir)
+            # Before Lightning makes the logger's files: CSVLogger would remove what is there.
+            if folder.is_dir() and any(folder.iterdir()):
                 raise UserInputError(
-                    f"run folder {logger.log_dir}: there is a run in it; give the logger another name or version"
+                    f"run folder {folder}: there are files in it; give the logger another name or version"
+                )
+            above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            if not above.is_dir() or not os.access(above, os.W_OK):
+                raise UserInputError(
+                    f"run folder {folder}: {above} is no folder that can be written; give another "
+                    "--trainer.logger.save_dir"
                 )
 
     def _check_torchrun(self) -> None:
@@ -266,12 +271,12 @@ class DmtCLI(LightningCLI):
                 )
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raise unless a path looks like a checkpoint of either kind."""
+def check_checkpoint(path: Path, *, option: str) -> None:
+    """Raise unless the path that an option gives looks like a checkpoint of either kind."""
     if not path.exists():
-        raise UserInputError(f"ckpt_path={path}: no such checkpoint; give the path of one")
+        raise UserInputError(f"{option} {path}: no such checkpoint; give the path of one")
     if not (path / ".metadata").is_file() if path.is_dir() else not zipfile.is_zipfile(path):
-        raise UserInputError(f"ckpt_path={path}: not a complete checkpoint; give one that `dmt fit` has written")
+        raise UserInputError(f"{option} {path}: not a complete checkpoint; give one that `dmt fit` has written")
 
 
 def _introduction(verb: str) -> dict[str, str]:
@@ -313,26 +318,7 @@ def parsed_cli(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
     try:
         return cli(arguments, run=run)
     except ArgumentError as error:
-        noise = (
-            "Does not validate",
-            "Subtypes:",
-            "Errors:",
-            "- Expected a <class 'NoneType'>",
-            "Given value",
-        )
-        lines = [line.strip() for line in str(error).splitlines()]
-        for name, strategy in _STRATEGY_CLASSES.items():
-            if any(line.endswith(f"Expected a dot import path string: {strategy}") for line in lines):
-                raise UserInputError(
-                    f"trainer.strategy={strategy} takes options under the name of its class only; give "
-                    f"--trainer.strategy {name} before them"
-                ) from error
-        told = " ".join(line for line in lines if line and not line.startswith(noise))
-        _check_class_path(told)
-        hint = _nearest_option(told)
-        told = re.sub(r"Type collections\.abc\.Callable.* expects a function or a callable class: ", "", told)
-        told = re.sub(r" Got value: Namespace\(.*\)", "", told)
-        raise UserInputError(f"{told.rstrip('.')}{hint}; see dmt {arguments[0]} --help") from error
+        raise one_line(str(error), arguments, names=_names_of_options, strategies=_STRATEGY_CLASSES) from error
     except ValueError as error:
         # The parser wraps what a class says of its arguments into a page about all types that do not fit.
         cause: BaseException | None = error
@@ -350,40 +336,8 @@ class NamedCLI(DmtCLI):
         pass
 
 
-def _nearest_option(told: str) -> str:
-    """A hint, where the parser tells of an option that does not exist."""
-    wrong = re.search(r"(?:unrecognized arguments: --|does not accept option '|^Option ')([\w.]+)", told)
-    of_class = re.search(r"class_path(?: |=)'([\w.]+)'", told)
-    inside = re.search(r"Option '(\w+)' is not accepted", told)
-    if of_class and inside:
-        module, _, name = of_class[1].rpartition(".")
-        known = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-        return "; " + nearest(inside[1], known, otherwise=f"its options are {', '.join(known)}")
-    if wrong:
-        names = list(NamedCLI(["fit", "--data=SyntheticClicks"], run=False).config.keys())
-        section, sections = wrong[1].partition(".")[0], {name.partition(".")[0] for name in names}
-        near = difflib.get_close_matches(wrong[1], names, n=1) or (
-            [] if section in sections else difflib.get_close_matches(section, sections, n=1)
-        )
-        return f"; did you mean {near[0]}?" if near else ""
-    return ""
-
-
-def _check_class_path(told: str) -> None:
-    """Raise with the nearest name where the parser tells, among much else, of a class that does not exist."""
-    key = re.search(r'Parser key "([\w.]+)"', told)
-    missing = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", told)
-    if key and missing:
-        path, name = missing.groups()
-        public = [known for known in dir(sys.modules.get(path)) if not known.startswith("_")]
-        near = difflib.get_close_matches(name, public, n=1)
-        fix = f"did you mean {path}.{near[0]}?" if near else f"give a class that {path} has"
-        raise UserInputError(f"{key[1]}={path}.{name}: no such class; {fix}")
-    absent = re.search(r"No module named '([\w.]+)'", told)
-    if key and absent:
-        raise UserInputError(
-            f"{key[1]}: no module named {absent[1]!r}; install it, or put its folder into PYTHONPATH, or mend the name"
-        )
+def _names_of_options() -> list[str]:
+    return list(NamedCLI(["fit", "--data=SyntheticClicks"], run=False).config.keys())
 
 
 def run_trainer(arguments: list[str]) -> None:

@@ -79,5 +79,5 @@ def test_a_run_can_be_repeated_from_its_folder(
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(SystemExit, match="2"):
         fit(tmp_path, logger, "--trainer.logger.version=7")
-    assert "there is a run in it; give the logger another name or version" in capsys.readouterr().err
+    assert "there are files in it; give the logger another name or version" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before

@@ -72,7 +72,7 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ([*QUICK, "--modl.num_towers", "3"], ["did you mean model.num_towers?"]),
         ([*QUICK, "--model.tower.cc", "3"], ["model.tower", "Option 'cc' is not accepted; did you mean c?"]),
         ([*QUICK, "--config", '{"trainr": {"logger": 1}}'], ["'trainr.logger'", "did you mean trainer.logger?"]),
-        ([*QUICK, "--model.num_towers", "x"], ["model.num_towers", "int", "x"]),
+        ([*QUICK, "--model.num_towers", "x"], ["model.num_towers=x: give a whole number"]),
         ([*QUICK, "--model.num_towers", "0"], ["num_towers=0", "between 1 and 16"]),
         ([*QUICK, "--model.num_towers", "65"], ["num_towers=65", "1 to 16 or 17 to 32 or 49 to 64"]),
         ([*QUICK, "--model.plan", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
@@ -137,13 +137,53 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ([*QUICK, "--trainer.precision", "64-true"], ["precision=64-true", "bf16-mixed"]),
         ([*QUICK, "--trainer.devices", "0"], ["devices", "0"]),
         ([*QUICK, "--trainer.callbacks.monitor", "val/auc"], ["monitor=val/auc", "val/auroc"]),
-        ([*QUICK, "--ckpt_path", "README.md"], ["ckpt_path=README.md", "not a complete checkpoint"]),
-        ([*QUICK, "--ckpt_path", "nowhere.ckpt"], ["ckpt_path=nowhere.ckpt", "no such checkpoint"]),
+        ([*QUICK, "--ckpt_path", "README.md"], ["--ckpt_path README.md", "not a complete checkpoint"]),
+        ([*QUICK, "--ckpt_path", "nowhere.ckpt"], ["--ckpt_path nowhere.ckpt", "no such checkpoint"]),
+        ([*QUICK, "--data", "SyntheticClick"], ["data=SyntheticClick: no such class", "did you mean SyntheticClicks?"]),
+        ([*QUICK, "--model.top", "DLMR"], ["model.top=DLMR: no such class; did you mean DLRM?"]),
+        ([*QUICK, "--model.tower", "Quux"], ["model.tower=Quux: no such class; give one of dmt.modules, or"]),
+        ([*QUICK, "--model.dense_optimizer", "Adm"], ["model.dense_optimizer=Adm", "did you mean Adam?"]),
+        ([*QUICK, "--trainer.logger", "WandbLoger"], ["trainer.logger=WandbLoger", "did you mean WandbLogger?"]),
+        ([*QUICK, "--trainer.callbacks+=ModelCheckpont"], ["ModelCheckpont", "did you mean ModelCheckpoint?"]),
+        ([*QUICK, "--print_confg"], ["--print_confg", "did you mean print_config?"]),
+        ([*QUICK, "--trainer.max_epochs", "two"], ["trainer.max_epochs=two: give a whole number"]),
+        (
+            [*QUICK, "--trainer.precision", "bf61"],
+            ["trainer.precision=bf61: give a whole number or one of"],
+        ),
+        ([*QUICK, "--model.top.over_layers", "[a]"], ["model.top.over_layers=a: give a whole number"]),
+        ([*QUICK, "--data.num_train", "many"], ["data.num_train=many: give a whole number"]),
+        ([*QUICK, "--trainer.devices", "-3"], ["trainer: `devices`", "int > 0"]),
+        (
+            [*QUICK, "--trainer.logger.save_dir", "README.md"],
+            ["README.md is no folder", "save_dir"],
+        ),
+        ([], ["--data is not given; give --config FILE"]),
     ],
 )
 def test_wrong_options(options: list[str], told: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     line = refused(["fit", *options], capfd)
     assert all(part in line for part in told), line
+
+
+def test_wrong_configuration_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.yaml").write_text("model: [\n")
+    told = refused(["fit", *QUICK, "--config", str(tmp_path / "broken.yaml")], capfd)
+    assert f"--config {tmp_path / 'broken.yaml'}: it is no YAML (" in told and "line 2" in told
+    (tmp_path / "typo.yaml").write_text("data: {class_path: dmt.datamodules.SyntheticClicks, init_arg: {seed: 1}}\n")
+    told = refused(["fit", *QUICK, "--config", str(tmp_path / "typo.yaml")], capfd)
+    assert "'init_arg.seed' is not accepted; did you mean init_args?" in told
+    assert "did you mean json?" in refused(["describe", *QUICK, "--jsn"], capfd)
+
+
+def test_a_folder_with_files_is_not_a_new_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine" / "version_3" / "metrics.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
+    logger = {"save_dir": tmp_path, "name": "mine", "version": 3}
+    options = [f"--trainer.logger.{name}={value}" for name, value in logger.items()]
+    assert "version_3: there are files in it; give the logger another" in refused(["fit", *QUICK, *options], capfd)
+    assert file.read_text() == "precious"
 
 
 def test_describe_refuses_what_fit_refuses(capfd: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,7 @@ def test_towers_are_explained(towers: Path, tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (lambda run: ["explain", "--checkpoint", "none.ckpt"], "ckpt_path=none.ckpt: no such checkpoint"),
+        (lambda run: ["explain", "--checkpoint", "none.ckpt"], "--checkpoint none.ckpt: no such checkpoint"),
         (lambda run: ["explain", "--checkpoint", str(run), "--batches", "0"], "--batches 0: give at least 1"),
         (
             lambda run: ["explain", "--checkpoint", str(run), "--report", "x.gif"],

@@ -41,7 +41,7 @@ def visit(
     Raises:
         UserInputError: there is no such checkpoint, no configuration, or they do not fit each other.
     """
-    check_checkpoint(checkpoint)
+    check_checkpoint(checkpoint, option="--checkpoint")
     limits = [] if num_batches is None else [f"--trainer.limit_val_batches={num_batches}"]
     # It misses the callbacks of the run, which only training needs.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
