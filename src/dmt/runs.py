@@ -1,89 +1,24 @@
-"""What runs leave behind beside checkpoints and logs, read again: summaries, curves, and points of equal options."""
+"""Finished runs, found in the folders of runs and sweeps, and put together to points of equal options and towers."""
 
 import json
+import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import polars as pl
-import yaml
 from scipy.stats import mannwhitneyu
 
 from dmt.errors import UserInputError
+from dmt.finished_run import SUMMARY_FILE, Run, RunSummary, load_object
+from dmt.waiting import waiting
 
-_FILE = "summary.json"
-_SEED = "seed_everything"
-# Where a run is kept, not what it is.
-_PLACES = ("trainer.logger", "trainer.default_root_dir", "ckpt_path", "trainer.enable_progress_bar")
+__all__ = ["Found", "Point", "Run", "RunSummary", "find_runs", "group", "p_text", "p_value", "read_runs"]
 
-Value = bool | int | float | str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """The outcome of one ``dmt fit``.
-
-    Args:
-        data: the ``data`` section of its configuration.
-        description: as of ``dmt describe``.
-        metrics: final metrics by name, ``test/auroc`` among them.
-        samples_per_second: median over training steps, all ranks together.
-        steps: optimiser steps.
-        checkpoint: the tested checkpoint, or ``""`` where the final weights were tested.
-    """
-
-    data: dict[str, Any]
-    description: dict[str, Any]
-    metrics: dict[str, float]
-    samples_per_second: float | None
-    steps: int
-    checkpoint: str
-
-    def save(self, run_dir: Path) -> None:
-        """Write ``summary.json`` into the run's folder."""
-        (run_dir / _FILE).write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A finished run.
-
-    Args:
-        name: as it was asked for; of a sweep's trial, the trial's.
-        folder: where its files are.
-        summary: its outcome.
-        is_trial: whether it is one of a sweep.
-    """
-
-    name: str
-    folder: Path
-    summary: RunSummary
-    is_trial: bool = False
-
-    @cached_property
-    def options(self) -> dict[str, Value]:
-        """Its configuration, flat: ``{"model.top.class_path": "dmt.DLRM", ...}``; without the data and the seed."""
-        if not (self.folder / "config.yaml").is_file():
-            return {}
-        config = yaml.safe_load((self.folder / "config.yaml").read_text())
-        config.pop("data", None)
-        config.pop(_SEED, None)
-        return {name: value for name, value in _flatten(config) if not name.startswith(_PLACES)}
-
-    def curve(self, metric: str) -> tuple[list[int], list[float]]:
-        """Steps, and what the metric was there; empty where the run has no ``metrics.csv`` with it."""
-        file = self.folder / "metrics.csv"
-        if not file.is_file():
-            return [], []
-        table = pl.read_csv(file, infer_schema_length=None)
-        if not {"step", metric} <= set(table.columns):
-            return [], []
-        table = table.select("step", metric).drop_nulls()
-        return table["step"].to_list(), table[metric].to_list()
+_MAX_TOLD = 40  # characters of an option in a label
 
 
 def p_value(values: Sequence[float], reference: Sequence[float]) -> float:
@@ -106,59 +41,152 @@ def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What there is to compare.
+
+    Args:
+        runs: finished ones, each once.
+        left_out: a sentence for each sweep some of whose trials are not among them.
+    """
+
+    runs: list[Run]
+    left_out: list[str] = field(default_factory=list)
+
+
 def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs of :func:`read_runs`."""
+    return read_runs(paths).runs
+
+
+def read_runs(paths: Sequence[Path]) -> Found:
     """The runs of folders: of a run, the newest of its versions; of a sweep, all trials that have finished.
 
     Raises:
-        UserInputError: a folder is of neither, or runs are of different data.
+        UserInputError: a folder is of neither or of several, or runs are of different data.
     """
-    runs = [run for path in paths for run in _runs_of(path)]
+    found = [_found_at(path) for path in paths]
+    once: dict[Path, Run] = {}
+    for run in (run for one in found for run in one.runs):
+        once.setdefault(run.folder.resolve(), run)
+    runs = _with_own_names(list(once.values()))
     for run in runs:
-        if run.summary.data != runs[0].summary.data:
+        _check_samples(run, runs[0])
+    left_out = [sentence for one in found for sentence in one.left_out]
+    return Found(runs=runs, left_out=list(dict.fromkeys(left_out)))
+
+
+def _check_samples(run: Run, first: Run) -> None:
+    own, others = run.samples, first.samples
+    for name in {**own, **others}:
+        if own.get(name) != others.get(name):
             raise UserInputError(
-                f"run {run.folder}: its data section differs from that of {runs[0].folder}; compare runs on the same "
-                "data"
+                f"run {run.folder}: its {name} is {json.dumps(own.get(name))}, that of {first.folder} "
+                f"{json.dumps(others.get(name))}; compare runs on the same data"
             )
-    return runs
 
 
-def _runs_of(path: Path) -> list[Run]:
+def _with_own_names(runs: Sequence[Run]) -> list[Run]:
+    """Those of one name by as much of their folders as tells them apart."""
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run)
+    return [
+        run if len(namesakes := by_name[run.name]) == 1 else replace(run, name=_own_end(run, namesakes)) for run in runs
+    ]
+
+
+def _own_end(run: Run, namesakes: Sequence[Run]) -> str:
+    """The last parts of a run's folder, two or more, that no other one's ends in."""
+    parts = [other.folder.resolve().parts for other in namesakes]
+    own = run.folder.resolve().parts
+    ends = (own[-number:] for number in range(2, len(own) + 1))
+    return "/".join(next(end for end in ends if [other[-len(end) :] for other in parts].count(end) == 1))
+
+
+def _found_at(path: Path) -> Found:
     if (path / "sweep.json").is_file():
-        trials = sorted(path.glob("*/trial.json"), key=lambda file: json.loads(file.read_text())["number"])
-        found = [_newest(file.parent, name=file.parent.name, is_trial=True) for file in trials]
-        runs = [run for run in found if run is not None]
-        if not runs:
-            raise UserInputError(f"sweep {path}: no trial has finished; wait for one")
-        return runs
-    run = _newest(path, name=path.parent.name if path.name.startswith("version_") else path.name)
-    if run is None:
-        raise UserInputError(f"run {path}: no {_FILE} there; give the folder of a finished `dmt fit` or of a sweep")
-    return [run]
+        return _sweep(path)
+    if (path / "trial.json").is_file():
+        run = _trial(path)
+        if isinstance(run, str):
+            raise UserInputError(f"run {path}: this trial does not count, {run}; give one that has finished")
+        return Found(runs=[run])
+    file = _summary_of(path)
+    if file is None:
+        raise UserInputError(
+            f"run {path}: no {SUMMARY_FILE} there; give the folder of a finished `dmt fit` or of a sweep"
+        )
+    name = _without_version(path.resolve()).name
+    return Found(runs=[Run(name=name, folder=file.parent, summary=RunSummary.load(file))])
 
 
-def _newest(path: Path, *, name: str, is_trial: bool = False) -> Run | None:
-    """The run in a folder, or of the versions somewhere below it that with the highest number."""
-    found = [path / _FILE] if (path / _FILE).is_file() else sorted(path.rglob(_FILE), key=_age)
-    if not found:
-        return None
-    summary = RunSummary(**json.loads(found[-1].read_text()))
-    return Run(name=name, folder=found[-1].parent, summary=summary, is_trial=is_trial)
+def _sweep(path: Path) -> Found:
+    trials = sorted(path.glob("*/trial.json"), key=lambda file: int(load_object(file)["number"]))
+    found = [_trial(file.parent) for file in waiting(trials, f"reading {path}")]
+    runs = [run for run in found if isinstance(run, Run)]
+    states = Counter(state for state in found if isinstance(state, str))
+    told = ", ".join(f"{number} {state}" for state, number in states.items())
+    if not runs:
+        raise UserInputError(f"sweep {path}: no trial has finished{f' ({told})' if told else ''}; wait for one")
+    left_out = [f"{path}: {len(runs)} of {len(found)} trials are compared; left out: {told}."] if told else []
+    return Found(runs=runs, left_out=left_out)
+
+
+def _trial(folder: Path) -> Run | str:
+    """A sweep's trial that has finished, or else what has become of it."""
+    result = folder / "result.json"
+    state = str(load_object(result).get("state")) if result.is_file() else "unfinished"
+    if state != "finished":
+        return {"stopped": "stopped early"}.get(state, state)
+    try:
+        file = _summary_of(folder)
+        if file is not None:
+            run = Run(name=folder.name, folder=file.parent, summary=RunSummary.load(file), is_trial=True)
+            _ = run.options  # read while a bar is shown
+            return run
+    except UserInputError:
+        pass
+    return f"without a {SUMMARY_FILE} and config.yaml that can be read"
+
+
+def _summary_of(path: Path) -> Path | None:
+    """The summary in a folder, or of the versions of one run below it that of the newest.
+
+    Raises:
+        UserInputError: more than one run is below it.
+    """
+    if (path / SUMMARY_FILE).is_file():
+        return path / SUMMARY_FILE
+    found = sorted(path.rglob(SUMMARY_FILE), key=_age)
+    folders = list(dict.fromkeys(_asked_for(file, path) for file in found))
+    if len(folders) > 1:
+        raise UserInputError(
+            f"run {path}: {len(folders)} runs and sweeps are in it, {', '.join(map(str, sorted(folders)[:3]))}"
+            f"{' ...' * (len(folders) > 3)}; give some of them"
+        )
+    return found[-1] if found else None
+
+
+def _asked_for(file: Path, path: Path) -> Path:
+    """The folder by which a summary below a path would be asked for: its sweep's, or that of the run's versions."""
+    sweeps = [parent for parent in file.parents if path in parent.parents and (parent / "sweep.json").is_file()]
+    if sweeps:
+        return sweeps[-1]
+    return file.parent if file.parent == path else _without_version(file.parent)
+
+
+def _without_version(folder: Path) -> Path:
+    """The folder that holds all versions of a run; of a run that W&B keeps, the one that it has for it."""
+    if folder.parts[-2:] == ("files", "dmt"):
+        return folder.parents[1]
+    return folder.parent if folder.name.startswith("version_") else folder
 
 
 def _age(file: Path) -> tuple[int, float]:
     """By version, where the folder is called by it; else by time."""
     version = re.fullmatch(r"version_(\d+)", file.parent.name)
     return int(version[1]) if version else -1, file.stat().st_mtime
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Value]]:
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(value, bool | int | float | str | None):
-        yield prefix, value
-    else:
-        yield prefix, json.dumps(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,39 +202,79 @@ class Point:
     runs: Sequence[Run] = field(default_factory=list)
 
     def values(self, metric: str) -> list[float]:
-        """The final metric of each run that has it."""
-        return [run.summary.metrics[metric] for run in self.runs if metric in run.summary.metrics]
+        """The final metric of each run that has it as a finite number."""
+        return [value for value in self._final(metric) if math.isfinite(value)]
+
+    def num_diverged(self, metric: str) -> int:
+        """How many runs have it as another one, nan or infinite."""
+        return len(self._final(metric)) - len(self.values(metric))
+
+    def _final(self, metric: str) -> list[float]:
+        return [value for run in self.runs if (value := run.final(metric)) is not None]
 
     @property
     def description(self) -> dict[str, Any]:
-        """As of ``dmt describe``; the same for all its runs."""
+        """As of ``dmt describe``; the same for all its runs, but for the features of random towers."""
         return self.runs[0].summary.description
 
 
 def group(runs: Sequence[Run]) -> list[Point]:
-    """Points in the order of their first runs; a run without a configuration is a point of its own."""
+    """Points in the order of their first runs; a run without a configuration is a point of its own.
+
+    Towers tell points apart too: a plan's file may have changed between runs of one configuration.
+    """
     found: dict[object, list[Run]] = {}
     for run in runs:
-        key = tuple(sorted(run.options.items(), key=lambda item: item[0])) or run.folder
+        key = (run.towers, *sorted(run.options.items(), key=lambda item: item[0])) if run.options else run.folder
         found.setdefault(key, []).append(run)
     points = list(found.values())
-    return [Point(label=_label(own, points), runs=own) for own in points]
+    return [Point(label=label, runs=own) for label, own in zip(_labels(points), points, strict=True)]
 
 
-def _label(runs: Sequence[Run], points: Sequence[Sequence[Run]]) -> str:
+def _labels(points: Sequence[Sequence[Run]]) -> list[str]:
     """The name of a single run that was asked for by it; else the options in which points differ, in short."""
-    if len(runs) == 1 and not runs[0].is_trial:
-        return runs[0].name
+    options = [_told(own[0]) for own in points]
+    names = _differing(options)
+    labels = [_words(own, names) for own in options]
+    with_towers = [own | {"towers": runs[0].towers} for own, runs in zip(options, points, strict=True)]
+    for label in [label for label, number in Counter(labels).items() if number > 1 or not label]:
+        # What sets these apart from each other, or one without any words from the rest.
+        tied = [index for index, other in enumerate(labels) if other == label]
+        among = [with_towers[index] for index in tied] if len(tied) > 1 else with_towers
+        every = {name for own in among for name in own}
+        more = names | _differing(among) | {name for name in every if any(name not in own for own in among)}
+        for index in tied:
+            labels[index] = _words(with_towers[index], more)
+    numbers = Counter(labels)
+    for index, (label, [first, *others]) in enumerate(zip(labels, points, strict=True)):
+        if not label or not (others or first.is_trial):
+            labels[index] = first.name
+        elif numbers[label] > 1:  # files of one name in different folders, say
+            labels[index] += f", {first.name}"
+    return labels
+
+
+def _told(run: Run) -> dict[str, str]:
+    """Options in short, a class by the option that it is the value of."""
+    told = {}
+    for name, value in run.options.items():
+        path, text = name.removesuffix(".class_path"), "null" if value is None else str(value)
+        told[path] = text.rpartition(".")[2] if path != name else Path(text).stem if text.endswith(".yaml") else text
+    return told
+
+
+def _differing(options: Sequence[Mapping[str, str]]) -> set[str]:
+    """Those of which there are two values or more; a class's own options, say, are not all points'."""
+    names = {name for own in options for name in own}
+    return {name for name in names if len({own[name] for own in options if name in own}) > 1}
+
+
+def _words(options: Mapping[str, str], names: set[str]) -> str:
     words = []
-    for name, value in runs[0].options.items():
-        if value is None or len({own[0].options.get(name) for own in points} - {None}) < 2:
-            continue
-        path, told = name.removesuffix(".class_path"), str(value)
-        if path != name:
-            told = told.rpartition(".")[2]
-        elif told.endswith(".yaml"):
-            told = Path(told).stem
-        elif len(told) > 40:  # a list; by its checksum it is still another one
-            told = f"{told[:20]}...{zlib.crc32(told.encode()):08x}"
-        words.append(f"{path.rpartition('.')[2]}={told}")
-    return ", ".join(words) or runs[0].name
+    for path, value in options.items():
+        if path in names:
+            # A list; by its checksum it is still another one.
+            is_long = len(value) > _MAX_TOLD
+            told = f"{value[: _MAX_TOLD // 2]}...{zlib.crc32(value.encode()):08x}" if is_long else value
+            words.append(f"{path.rpartition('.')[2]}={told}")
+    return ", ".join(words)

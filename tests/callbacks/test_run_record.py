@@ -69,6 +69,8 @@ def test_a_run_can_be_repeated_from_its_folder(
     assert record["git"] is None or len(record["git"]["commit"]) == 40
     assert json.loads((run.folder / "description.json").read_text()) == run.summary.description
 
+    metrics_file = record["metrics"]
+    assert (metrics_file == "metrics.csv") == (logger == "CSVLogger")
     if logger == "WandbLogger":
         # Another run in the same place has a folder of its own.
         wandb.finish()
@@ -81,3 +83,14 @@ def test_a_run_can_be_repeated_from_its_folder(
         fit(tmp_path, logger, "--trainer.logger.version=7")
     assert "there are files in it; give the logger another name or version" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_metrics_beside_wandb_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    both = ("--trainer.logger+=WandbLogger", f"--trainer.logger.save_dir={tmp_path}")
+    fit(tmp_path / "csv", "CSVLogger", *both)
+    wandb.finish()
+    [file] = (tmp_path / "csv").rglob("metrics.csv")
+    [run] = find_runs([tmp_path / "wandb"])
+    assert run.folder != file.parent and run.curve("val/auroc")[1]

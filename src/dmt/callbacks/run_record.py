@@ -1,6 +1,7 @@
 """Where a run's files go, and the files that let it be repeated."""
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from dmt.modules.click_model import ClickModel
 
@@ -41,8 +42,9 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
 class RunRecord(Callback):
     """Writes into the run's folder what repeats it, beside its resolved configuration.
 
-    ``towers.yaml`` is the tower plan, ``record.json`` the command, versions and the git commit, ``description.json``
-    what `dmt describe` counts. A WandbLogger keeps the plan and the description as an artifact too.
+    ``towers.yaml`` is the tower plan, ``record.json`` the command, versions, the git commit and where a CSVLogger keeps
+    its metrics, ``description.json`` what `dmt describe` counts. A WandbLogger keeps the plan and the description as an
+    artifact too.
 
     Attributes:
         description: of the model; who knows it sets it before ``fit``.
@@ -56,7 +58,8 @@ class RunRecord(Callback):
         if folder is None or not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECORD_FILE).write_text(json.dumps(_record(), indent=2) + "\n")
+        record = {**_record(), "metrics": _metrics_file(trainer, folder)}
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
         kept = []
         if isinstance(pl_module, ClickModel):
             pl_module.resolved_plan.save(folder / PLAN_FILE)
@@ -86,6 +89,12 @@ def _record() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {"command": shlex.join(sys.argv), "versions": versions, "git": _git()}
+
+
+def _metrics_file(trainer: pl.Trainer, folder: Path) -> str | None:
+    """From the run's folder to the metrics of its CSVLogger, which beside a WandbLogger lie elsewhere."""
+    logger = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
+    return None if logger is None else os.path.relpath(Path(logger.log_dir) / "metrics.csv", folder)
 
 
 def _git() -> dict[str, Any] | None:

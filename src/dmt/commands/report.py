@@ -2,25 +2,41 @@
 
 import json
 import statistics
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dmt import pages
-from dmt.commands.report_pictures import draw_curves, draw_trade_offs, output_bytes, pareto_front
+from dmt.commands.report_pictures import (
+    MAX_NUMBERED,
+    best_points,
+    byte_cost,
+    cross_host_bytes,
+    curve_run,
+    draw_curves,
+    draw_trade_offs,
+    equal_costs,
+    num_hosts,
+    output_bytes,
+    pareto_front,
+)
 from dmt.errors import OneLineParser, UserInputError
-from dmt.runs import Point, Run, find_runs, group, p_text, p_value
+from dmt.finished_run import SUMMARY_FILE
+from dmt.runs import Point, group, p_text, p_value, read_runs
+from dmt.waiting import waiting
 
 _DESCRIPTION = """\
 Compare finished runs of `dmt fit`, or the trials of a sweep that have finished so far. Runs that differ by their seed
-alone are one point, with median, deviation and number of runs; with --baseline each point is compared with that one
-(two-sided Mann-Whitney U test). --output makes a folder with report.html, which needs nothing else, and the same as
-report.md.
+alone are one point, with median, deviation and number of runs; those whose metric is no finite number have diverged,
+and are counted apart. With --baseline each point is compared with that one (two-sided Mann-Whitney U test). --output
+makes a folder with report.html, which needs nothing else, and the same as report.md.
 
 examples:
   dmt report runs/quickstart runs/quickstart_flat
@@ -46,31 +62,55 @@ def run_report(arguments: list[str]) -> None:
         metavar="NAME",
         help="a point to compare with: its run's name, or some of what its label says, as num_towers=1,top=DLRM",
     )
-    parser.add_argument("--metric", default="test/auroc", metavar="METRIC", help="metric to compare (test/auroc)")
+    parser.add_argument(
+        "--metric",
+        default="test/auroc",
+        metavar="METRIC",
+        help="metric to compare: of the test, or the last value that metrics.csv has of it, as val/auroc (test/auroc)",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to make, for report.html and report.md")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     options = parser.parse_args(arguments[1:])
     if options.output is not None and options.output.exists():
         raise UserInputError(f"--output {options.output}: it exists; give another name, or remove it")
-    points = group(find_runs(options.runs))
+    found = read_runs(options.runs)
+    points = group(found.runs)
     _check_metric(points, options.metric)
     baseline = None if options.baseline is None else find_baseline(points, options.baseline)
     rows = [summarise(point, baseline, metric=options.metric) for point in points]
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(rows, indent=2, allow_nan=False))
     elif len(points) <= 4 and all(len(point.runs) == 1 for point in points):
-        _print_runs([point.runs[0] for point in points])
+        _print_runs(points, baseline, metric=options.metric)
     else:
         _print_points(rows)
+    notes = [*found.left_out, *_notes(points, metric=options.metric)]
+    for note in notes:
+        print(note, file=sys.stderr)
     if options.output is not None:
-        write_report(points, rows, options.output, metric=options.metric, title=" ".join(map(str, options.runs)))
-        print(f"wrote {options.output / 'report.html'} and report.md")
+        sections = make_sections(points, baseline, metric=options.metric, notes=notes)
+        write_report(sections, options.output, title=" ".join(map(str, options.runs)))
+        told = f"wrote {options.output / 'report.html'} and report.md"
+        print(told, file=sys.stderr if options.json else sys.stdout)
 
 
 def _check_metric(points: Sequence[Point], metric: str) -> None:
-    known = {name for point in points for run in point.runs for name in run.summary.metrics}
-    if metric not in known:
-        raise UserInputError(f"--metric {metric}: no run has it; choose one of {', '.join(sorted(known))}")
+    runs = [run for point in points for run in point.runs]
+    if all(run.final(metric) is None for run in runs):
+        known = sorted({name for run in runs for name in run.metrics})
+        raise UserInputError(f"--metric {metric}: no run has it; choose one of {', '.join(known)}")
+
+
+def _notes(points: Sequence[Point], *, metric: str) -> list[str]:
+    """What there is to know of the metric, a sentence each."""
+    notes = []
+    if num_diverged := sum(point.num_diverged(metric) for point in points):
+        notes.append(
+            f"{metric} of {num_diverged} runs is no finite number: they have diverged, and are not among the n."
+        )
+    if not all(metric in run.summary.metrics for point in points for run in point.runs):
+        notes.append(f"{metric} is its last value in metrics.csv, for runs whose {SUMMARY_FILE} has none.")
+    return notes
 
 
 def find_baseline(points: Sequence[Point], name: str) -> Point:
@@ -96,6 +136,7 @@ def summarise(point: Point, baseline: Point | None, *, metric: str) -> dict[str,
     row: dict[str, Any] = {
         "point": point.label,
         "n": len(values),
+        "diverged": point.num_diverged(metric),
         "median": statistics.median(values) if values else None,
         "deviation": statistics.stdev(values) if len(values) > 1 else None,
         "towers": len(description["towers"]),
@@ -103,6 +144,7 @@ def summarise(point: Point, baseline: Point | None, *, metric: str) -> dict[str,
         "compression": description["compression_ratio"],
         "mflops": description["mflops_per_sample"],
         "output_bytes": output_bytes(point),
+        "cross_host_bytes": cross_host_bytes(point),
         "samples_per_second": statistics.median(rates) if rates else None,
     }
     if baseline is not None:
@@ -114,17 +156,18 @@ def summarise(point: Point, baseline: Point | None, *, metric: str) -> dict[str,
     return row
 
 
-def _cells(row: dict[str, Any]) -> dict[str, str]:
-    """A row as text, by column."""
+def _cells(row: dict[str, Any], traffic: Mapping[str, str]) -> dict[str, str]:
+    """A row as text, by column; with what stands for traffic."""
     cells = {
         "point": row["point"],
         "n": str(row["n"]),
-        "median": _number(row["median"], ".4f"),
+        "diverged": str(row["diverged"]),
+        "median": "nan" if row["diverged"] and not row["n"] else _number(row["median"], ".4f"),
         "deviation": _number(row["deviation"], ".4f"),
         "towers (plan)": f"{row['towers']} ({row['plan']})",
         "compression": f"{row['compression']:.2f}",
         "MFLOPs": f"{row['mflops']:.3f}",
-        "bytes out of towers": f"{row['output_bytes']:,}",
+        **traffic,
         "samples/s": _number(row["samples_per_second"], ",.0f"),
     }
     if "p" in row:
@@ -137,50 +180,66 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
 
 
+def _unwanted(rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Columns that say nothing."""
+    return set() if any(row["diverged"] for row in rows) else {"diverged"}
+
+
 def _print_points(rows: Sequence[dict[str, Any]]) -> None:
     """As much as fits a terminal; the page has all columns."""
-    shown = ["n", "median", "deviation", *(["difference", "p"] if "p" in rows[0] else []), "compression"]
+    compared = ["difference", "p"] if "p" in rows[0] else []
+    shown = ["n", "diverged", "median", "deviation", *compared, "compression"]
+    shown = [name for name in shown if name not in _unwanted(rows)]
     table = Table()
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("point", overflow="fold")
     for row in rows:
-        cells = _cells(row)
-        table.add_row(*(cells[name] for name in shown), cells["point"])
+        cells = _cells(row, {})
+        table.add_row(*(cells[name] for name in shown), escape(cells["point"]))
     Console().print(table)
 
 
-def _print_runs(runs: Sequence[Run]) -> None:
+def _print_runs(points: Sequence[Point], baseline: Point | None, *, metric: str) -> None:
     """A few single runs: a column each, with all there is to say of them."""
     table = Table("")
-    for run in runs:
-        table.add_column(run.name, justify="right", overflow="fold")
-    columns = [_run_rows(run) for run in runs]
+    for point in points:
+        table.add_column(escape(point.label), justify="right", overflow="fold")
+    columns = [_metric_rows(point, baseline, metric=metric) | _run_rows(point) for point in points]
     for name in columns[0]:
         table.add_row(name, *(column[name] for column in columns))
     console = Console()
     console.print(table)
-    for run in runs:
-        if run.summary.checkpoint:
-            console.print(f"{run.name}: checkpoint {run.summary.checkpoint}", highlight=False, soft_wrap=True)
+    for point in points:
+        if checkpoint := point.runs[0].summary.checkpoint:
+            console.print(f"{point.label}: checkpoint {checkpoint}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _run_rows(run: Run) -> dict[str, str]:
-    """What the table says of a run, by row name."""
-    summary = run.summary
+def _metric_rows(point: Point, baseline: Point | None, *, metric: str) -> dict[str, str]:
+    """What the table says of a run's quality, by row name."""
+    names = {name: f"test {told}" for name, told in METRICS.items()}
+    names.setdefault(metric, metric)
+    rows = {told: _number(point.runs[0].final(name), ".4f") for name, told in names.items()}
+    if baseline is not None:
+        difference = summarise(point, baseline, metric=metric)["difference"]
+        rows[f"{names[metric]}, difference to {baseline.label}"] = _number(difference, "+.4f")
+    return rows
+
+
+def _run_rows(point: Point) -> dict[str, str]:
+    """What the table says of a run's configuration and speed, by row name."""
+    summary = point.runs[0].summary
     description, layout = summary.description, summary.description["layout"]
-    hosts = layout["ranks"] // layout["ranks_per_host"]
     # Summaries of before these were options lack them: all was whole tables and float32 then.
     kinds = Counter(table["sharding"] for table in description.get("tables", []))
     precisions = [layout.get(f"{way}_precision", "fp32") for way in ("forward", "backward")]
     return {
-        **{f"test {name}": _number(summary.metrics.get(metric), ".4f") for metric, name in METRICS.items()},
         "towers (plan)": f"{len(description['towers'])} ({description['plan_method']})",
         "compression ratio": f"{description['compression_ratio']:.2f}",
         "parameters": f"{description['parameters']:,}",
         "MFLOPs per sample": f"{description['mflops_per_sample']:.3f}",
         "strategy": layout["strategy"],
-        "hosts x ranks per host": f"{hosts} x {layout['ranks_per_host']}",
+        "hosts x ranks per host": f"{num_hosts(point)} x {layout['ranks_per_host']}",
         "tables": "\n".join(f"{number} {kind}" for kind, number in kinds.items()),
         "embeddings, gradients between hosts": ", ".join(precisions),
         "MB to other hosts, per rank and step": f"{description['bytes_per_iteration']['cross_host'] / 1e6:.3f}",
@@ -188,9 +247,68 @@ def _run_rows(run: Run) -> dict[str, str]:
     }
 
 
-def write_report(
-    points: Sequence[Point], rows: Sequence[dict[str, Any]], folder: Path, *, metric: str, title: str
-) -> None:
+def make_sections(
+    points: Sequence[Point], baseline: Point | None, *, metric: str, notes: Sequence[str] = ()
+) -> list[pages.Section]:
+    """What the page says of points: the table, and the pictures.
+
+    Args:
+        points: to compare.
+        baseline: one of them, or None.
+        metric: by which.
+        notes: sentences on what to know of them.
+    """
+    rows = [summarise(point, baseline, metric=metric) for point in points]
+    bytes_name, bytes_of = byte_cost(points)
+    numbered = [
+        {"": str(number), **_cells(row, {bytes_name: f"{bytes_of(point):,.0f}"})}
+        for number, (point, row) in enumerate(zip(points, rows, strict=True), start=1)
+    ]
+    columns = [name for name in numbered[0] if name not in _unwanted(rows)]
+    table = pages.Table(header=columns, rows=[[row[name] for name in columns] for row in numbered])
+    text = ["Runs that differ by their seed alone are one point. p is of the two-sided Mann-Whitney U test."]
+    heading = f"{metric}, {sum(len(point.runs) for point in points)} runs"
+    first = pages.Section(heading=heading, text=[*text, *notes], tables=[table])
+    return [first, *_trade_offs(points, baseline, metric=metric), *_curves(points, metric=metric)]
+
+
+def _trade_offs(points: Sequence[Point], baseline: Point | None, *, metric: str) -> list[pages.Section]:
+    shown = [point for point in points if point.values(metric)]
+    if not shown:
+        return []
+    equal = equal_costs(shown)
+    text = [f"Not drawn, being the same for all points: {', '.join(f'{n} ({v:,g})' for n, v in equal.items())}."]
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    draw_trade_offs(figure, points, metric=metric, baseline=baseline)
+    if figure.axes:
+        bytes_name, bytes_of = byte_cost(points)
+        front = ", ".join(str(points.index(point) + 1) for point in pareto_front(points, metric=metric, cost=bytes_of))
+        numbers = "; of many points only the best at their cost and the baseline have one" * (len(shown) > MAX_NUMBERED)
+        drawn = (
+            f"Medians with all runs' range; the numbers are those of the table{numbers}. The line is the Pareto front: "
+            f"no other point is better and costs no more. By {bytes_name.partition(',')[0]} it is of {front}."
+        )
+        text = [drawn, *(text if equal else [])]
+    return [pages.Section(heading="What quality costs", text=text, pictures=[figure] if figure.axes else [])]
+
+
+def _curves(points: Sequence[Point], *, metric: str) -> list[pages.Section]:
+    best = best_points(points, metric=metric)
+    bare = [point for point in best if curve_run(point, metric=metric) is None]
+    text, figures = ["Of the first run of each point that has any; of many points, of the best."], []
+    if bare:
+        told = "; ".join(f"{points.index(p) + 1}, {', '.join(p.runs[0].loggers) or 'unknown'}" for p in bare)
+        text.append(
+            "Curves are read from the metrics.csv of a CSVLogger, with values of two steps or more. It is missing for "
+            f"these points (with the loggers that the run had): {told}. Give `--trainer.logger` a CSVLogger as well."
+        )
+    if len(bare) < len(best):
+        figures = [Figure(figsize=(12, 5), layout="constrained")]
+        draw_curves(figures[0], points, metric=metric)
+    return [pages.Section(heading="Learning curves", text=text, pictures=figures)] if best else []
+
+
+def write_report(sections: Sequence[pages.Section], folder: Path, *, title: str) -> None:
     """Write ``report.html``, and ``report.md`` with its pictures beside it, into a new folder.
 
     Raises:
@@ -200,29 +318,6 @@ def write_report(
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserInputError(f"--output {folder}: {error}; give a folder to make") from None
-    front = ", ".join(str(points.index(point) + 1) for point in pareto_front(points, metric=metric))
-    numbered = [{"": str(number), **_cells(row)} for number, row in enumerate(rows, start=1)]
-    table = pages.Table(header=list(numbered[0]), rows=[list(row.values()) for row in numbered])
-    trade_offs = Figure(figsize=(12, 9), layout="constrained")
-    draw_trade_offs(trade_offs, points, metric=metric)
-    curves = Figure(figsize=(12, 5), layout="constrained")
-    has_curves = draw_curves(curves, points, metric=metric)
-    sections = [
-        pages.Section(
-            heading=f"{metric}, {sum(len(point.runs) for point in points)} runs",
-            text=["Runs that differ by their seed alone are one point. p is of the two-sided Mann-Whitney U test."],
-            tables=[table],
-        ),
-        pages.Section(
-            heading="What quality costs",
-            text=[
-                "Medians with all runs' range; the numbers are those of the table. The line is the Pareto front: no "
-                f"other point is better and costs no more. By bytes out of towers it is of {front}."
-            ],
-            pictures=[trade_offs],
-        ),
-    ]
-    if has_curves:
-        sections.append(pages.Section(heading="Learning curves", pictures=[curves]))
-    pages.write_page(folder / "report.html", title=title, sections=sections)
-    pages.write_markdown(folder / "report.md", title=title, sections=sections)
+    kinds = {"report.html": pages.write_page, "report.md": pages.write_markdown}
+    for name, write in waiting(kinds.items(), "drawing", total=len(kinds)):
+        write(folder / name, title=title, sections=sections)

@@ -1,19 +1,28 @@
 """Pictures of a report: quality against its costs, and learning curves."""
 
 import statistics
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from dmt.partition.drawing import COLORS, MARKERS
-from dmt.runs import Point
+from dmt.runs import Point, Run
 
 _FLOAT_BYTES = 4
 _MAX_CURVES = 8
+MAX_NUMBERED = 12  # points; more numbers would cover each other
 _LINES = ("-", "--", ":", "-.")
+
+Cost = Callable[[Point], float]
+
+
+def num_hosts(point: Point) -> int:
+    """Hosts that its runs were on."""
+    layout = point.description["layout"]
+    return int(layout["ranks"] // layout["ranks_per_host"])
 
 
 def output_bytes(point: Point) -> int:
@@ -22,25 +31,53 @@ def output_bytes(point: Point) -> int:
     return sum(tower["out_features"] * tower["out_dim"] for tower in towers) * _FLOAT_BYTES
 
 
-COSTS: dict[str, Callable[[Point], float]] = {
-    "towers": lambda point: len(point.description["towers"]),
-    "compression ratio": lambda point: point.description["compression_ratio"],
-    "MFLOPs per sample": lambda point: point.description["mflops_per_sample"],
-    "bytes a sample's towers send": output_bytes,
-}
-_LESS_IS_BETTER = ("MFLOPs per sample", "bytes a sample's towers send")
+def cross_host_bytes(point: Point) -> float:
+    """Bytes that a rank sends to other hosts in a training step, of all kinds, on average."""
+    return float(point.description["bytes_per_iteration"]["cross_host"])
 
 
-def _is_larger_better(metric: str) -> bool:
-    return "auroc" in metric
+def byte_cost(points: Sequence[Point]) -> tuple[str, Cost]:
+    """What stands for the traffic of points, with its name: where none has run on several hosts, what it would be."""
+    if any(num_hosts(point) > 1 for point in points):
+        return "bytes to other hosts, per rank and step", cross_host_bytes
+    return "bytes out of towers, per sample", output_bytes
 
 
-def pareto_front(points: Sequence[Point], *, metric: str, cost: Callable[[Point], float] = output_bytes) -> list[Point]:
+def differing_costs(points: Sequence[Point]) -> dict[str, Cost]:
+    """By name, the costs in which points differ."""
+    return {name: cost for name, cost in _costs(points).items() if len({cost(point) for point in points}) > 1}
+
+
+def equal_costs(points: Sequence[Point]) -> dict[str, float]:
+    """By name, the costs that all points have alike."""
+    differing = differing_costs(points)
+    return {name: cost(points[0]) for name, cost in _costs(points).items() if name not in differing}
+
+
+def _costs(points: Sequence[Point]) -> dict[str, Cost]:
+    bytes_name, bytes_of = byte_cost(points)
+    return {
+        "towers": lambda point: len(point.description["towers"]),
+        "compression ratio": lambda point: point.description["compression_ratio"],
+        "MFLOPs per sample": lambda point: point.description["mflops_per_sample"],
+        bytes_name: bytes_of,
+    }
+
+
+def _has_front(name: str) -> bool:
+    """Whether less of a cost is better as such."""
+    return name.startswith(("MFLOPs", "bytes"))
+
+
+def _loss(point: Point, metric: str) -> float:
+    """The median, such that less is better."""
+    median = statistics.median(point.values(metric))
+    return -median if "auroc" in metric else median
+
+
+def pareto_front(points: Sequence[Point], *, metric: str, cost: Cost) -> list[Point]:
     """Points of which no other one is better and costs no more, by rising cost."""
-    sign = 1 if _is_larger_better(metric) else -1
-    scored = [
-        (cost(point), -sign * statistics.median(values), point) for point in points if (values := point.values(metric))
-    ]
+    scored = [(cost(point), _loss(point, metric), point) for point in points if point.values(metric)]
     front: list[Point] = []
     best = float("inf")
     for _, loss, point in sorted(scored, key=lambda one: one[:2]):
@@ -50,34 +87,67 @@ def pareto_front(points: Sequence[Point], *, metric: str, cost: Callable[[Point]
     return front
 
 
-def draw_trade_offs(figure: Figure, points: Sequence[Point], *, metric: str) -> None:
-    """The metric against each cost: medians, ranges, and the Pareto front where less is better."""
-    for axes, (name, cost) in zip(figure.subplots(2, 2).flat, COSTS.items(), strict=True):
-        _draw_costs(axes, points, cost, metric=metric)
-        if name in _LESS_IS_BETTER:
-            front = pareto_front(points, metric=metric, cost=cost)
+def draw_trade_offs(figure: Figure, points: Sequence[Point], *, metric: str, baseline: Point | None = None) -> None:
+    """The metric against each cost in which points differ: medians, ranges, and the Pareto front where less is better.
+
+    Of many points only some have a number and a colour: the front's, or else the best of each cost, and the baseline.
+    """
+    shown = {number: point for number, point in enumerate(points, start=1) if point.values(metric)}
+    costs = differing_costs(list(shown.values()))
+    if not costs:
+        return
+    num_rows = (len(costs) + 1) // 2
+    figure.set_figheight(figure.get_figheight() * num_rows / 2)
+    grid = figure.subplots(num_rows, min(2, len(costs)), squeeze=False).flat
+    for (name, cost), axes in zip(costs.items(), grid, strict=False):
+        front = pareto_front(points, metric=metric, cost=cost) if _has_front(name) else []
+        best = front or _best_of_each(list(shown.values()), cost, metric=metric)
+        told = [*best, *([] if baseline is None else [baseline])] if len(shown) > MAX_NUMBERED else list(points)
+        _draw_costs(axes, shown, cost, metric=metric, told=told, best=best)
+        if front:
             places = [(cost(point), statistics.median(point.values(metric))) for point in front]
             axes.step(*np.transpose(places), where="post", color="gray", linewidth=1, zorder=0)
         if name == "towers":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xticks(sorted({cost(point) for point in shown.values()}))
         axes.set_xlabel(name)
         axes.set_ylabel(metric)
+    for axes in list(grid):  # an odd number leaves a place
+        axes.set_axis_off()
 
 
-def _draw_costs(axes: Axes, points: Sequence[Point], cost: Callable[[Point], float], *, metric: str) -> None:
-    shown = [(number, point) for number, point in enumerate(points, start=1) if point.values(metric)]
-    xs = np.array([cost(point) for _, point in shown], dtype=float)
-    # Points of one cost stand side by side.
-    width = 0.012 * max(np.ptp(xs), 1e-9 + 0.1 * abs(xs).max())
-    for index, (number, point) in enumerate(shown):
-        same = [other for other in range(len(shown)) if xs[other] == xs[index]]
-        x = xs[index] + width * (same.index(index) - (len(same) - 1) / 2) * min(1, 8 / len(same))
+def _best_of_each(points: Sequence[Point], cost: Cost, *, metric: str) -> list[Point]:
+    best: dict[float, Point] = {}
+    for point in sorted(points, key=lambda point: _loss(point, metric)):
+        best.setdefault(cost(point), point)
+    return list(best.values())
+
+
+def _draw_costs(
+    axes: Axes, points: Mapping[int, Point], cost: Cost, *, metric: str, told: Sequence[Point], best: Sequence[Point]
+) -> None:
+    for number, (point, x) in zip(points, _places(list(points.values()), cost, best), strict=True):
         values = point.values(metric)
-        color, turn = _color(number)
         median = statistics.median(values)
-        axes.plot([x, x], [min(values), max(values)], color=color, linewidth=1)
-        axes.plot([x], [median], marker=MARKERS[turn % len(MARKERS)], color=color)
-        axes.annotate(str(number), (x, median), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        color, turn = _color(number)
+        is_told = point in told
+        color, layer = (color, 3) if is_told else ("0.75", 2)
+        axes.plot([x, x], [min(values), max(values)], linewidth=1, color=color, zorder=layer)
+        axes.plot([x], [median], marker=MARKERS[turn % len(MARKERS)], color=color, zorder=layer)
+        if is_told:
+            axes.annotate(str(number), (x, median), xytext=(4, 3), textcoords="offset points", fontsize=8, zorder=4)
+
+
+def _places(points: Sequence[Point], cost: Cost, best: Sequence[Point]) -> list[tuple[Point, float]]:
+    """Where each is drawn: of those of one cost, the best at it, on the front's line, the others beside it."""
+    xs = [cost(point) for point in points]
+    width = 0.01 * np.ptp(xs)
+    offsets: dict[int, float] = {}
+    for x in set(xs):
+        same = sorted((p for p, own in zip(points, xs, strict=True) if own == x), key=lambda p: p not in best)
+        for place, point in enumerate(same):
+            side = -1 if place % 2 else 1
+            offsets[id(point)] = side * ((place + 1) // 2) * width * min(1, 5 / len(same))
+    return [(point, x + offsets[id(point)]) for point, x in zip(points, xs, strict=True)]
 
 
 def _color(number: int) -> tuple[str, int]:
@@ -86,30 +156,38 @@ def _color(number: int) -> tuple[str, int]:
     return COLORS[place], turn
 
 
-def draw_curves(figure: Figure, points: Sequence[Point], *, metric: str) -> bool:
-    """Training loss and the validation metric by step, of the first run of the best points; whether there are any."""
-    sign = -1 if _is_larger_better(metric) else 1
+def best_points(points: Sequence[Point], *, metric: str) -> list[Point]:
+    """Those whose curves are worth a look, best first."""
     scored = [point for point in points if point.values(metric)]
-    best = sorted(scored, key=lambda point: sign * statistics.median(point.values(metric)))[:_MAX_CURVES]
-    curves = {
-        name: [point.runs[0].curve(name) for point in best] for name in ("train/loss", metric.replace("test", "val"))
-    }
-    # One value, at the end, is no curve.
-    curves = {name: found for name, found in curves.items() if any(len(steps) > 1 for steps, _ in found)}
-    if not curves:
-        return False
-    for axes, (name, found) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items(), strict=True):
-        for point, (steps, values) in zip(best, found, strict=True):
-            number = points.index(point) + 1
+    return sorted(scored, key=lambda point: _loss(point, metric))[:_MAX_CURVES]
+
+
+def curve_run(point: Point, *, metric: str) -> Run | None:
+    """Its first run that :func:`draw_curves` has something to draw of. One value, at the end, is no curve."""
+    names = _curve_names(metric)
+    return next((run for run in point.runs if any(len(run.curve(name)[0]) > 1 for name in names)), None)
+
+
+def _curve_names(metric: str) -> list[str]:
+    return list(dict.fromkeys(["train/loss", metric.replace("test/", "val/")]))
+
+
+def draw_curves(figure: Figure, points: Sequence[Point], *, metric: str) -> None:
+    """Training loss and the validation metric by step, of a run of each of the best points that have curves."""
+    found = [(point, curve_run(point, metric=metric)) for point in best_points(points, metric=metric)]
+    runs = {points.index(point) + 1: run for point, run in found if run is not None}
+    curves = {name: [run.curve(name) for run in runs.values()] for name in _curve_names(metric)}
+    curves = {name: own for name, own in curves.items() if any(len(steps) > 1 for steps, _ in own)}
+    for axes, (name, own) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items(), strict=True):
+        for number, (steps, values) in zip(runs, own, strict=True):
             color, turn = _color(number)
-            label = _short(f"{number}: {point.label}")
+            label = textwrap.fill(f"{number}: {points[number - 1].label}", 180, subsequent_indent="    ")
             axes.plot(steps, values, color=color, linestyle=_LINES[turn % len(_LINES)], label=label, linewidth=1)
         axes.set_xlabel("step")
         axes.set_ylabel(name)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
-    return True
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 90 else label[:87] + "..."
+    num_columns = 2 if max(map(len, labels)) <= 85 else 1
+    # The axes keep their height, however long the legend.
+    num_lines = sum(label.count("\n") + 1 for label in labels) / num_columns
+    figure.set_figheight(figure.get_figheight() + 0.15 * num_lines)
+    figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, fontsize=7)

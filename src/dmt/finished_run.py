@@ -1,0 +1,194 @@
+"""A finished run of ``dmt fit`` as its folder tells: outcome, configuration, towers and curves."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from dmt.errors import UserInputError
+
+SUMMARY_FILE = "summary.json"
+_SEED = "seed_everything"
+# Where a run and its data are kept, not what they are.
+_PLACES = (
+    *("trainer.logger", "trainer.default_root_dir", "ckpt_path", "trainer.enable_progress_bar"),
+    "data.init_args.cache_dir",
+)
+# What becomes of samples, not which samples and labels there are. A log's seed is no such thing where the log is drawn
+# by it; where it is read, it is that of the training samples' order.
+_OF_TRAINING = ("global_batch_size", "num_workers", "cache_dir", "categorical", "numeric", "weights", "min_count")
+_DESCRIBED = ("towers", "plan_method", "compression_ratio", "mflops_per_sample", "layout", "bytes_per_iteration")
+
+Value = bool | int | float | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """The outcome of one ``dmt fit``.
+
+    Args:
+        data: the ``data`` section of its configuration.
+        description: as of ``dmt describe``.
+        metrics: final metrics by name, ``test/auroc`` among them.
+        samples_per_second: median over training steps, all ranks together.
+        steps: optimiser steps.
+        checkpoint: the tested checkpoint, or ``""`` where the final weights were tested.
+    """
+
+    data: dict[str, Any]
+    description: dict[str, Any]
+    metrics: dict[str, float]
+    samples_per_second: float | None
+    steps: int
+    checkpoint: str
+
+    def save(self, run_dir: Path) -> None:
+        """Write ``summary.json`` into the run's folder, whole or not at all: by it a run counts as finished."""
+        new = run_dir / f".{SUMMARY_FILE}.new"
+        new.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
+        new.replace(run_dir / SUMMARY_FILE)
+
+    @classmethod
+    def load(cls, file: Path) -> "RunSummary":
+        """Read it again.
+
+        Raises:
+            UserInputError: the file is damaged, or of another program.
+        """
+        content = load_object(file)
+        parts = [content.get(name) for name in ("data", "description", "metrics")]
+        is_known = set(content) == {part.name for part in fields(cls)} and all(isinstance(p, dict) for p in parts)
+        is_known = is_known and all(isinstance(value, int | float) for value in content["metrics"].values())
+        if not is_known or not set(_DESCRIBED) <= set(content["description"]):
+            raise UserInputError(f"{file}: not of `dmt fit`; give the folder of a run that `dmt fit` has finished")
+        return cls(**content)
+
+
+def load_object(file: Path) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserInputError(f"{file}: damaged ({error}); restore it, or remove the folder {file.parent}") from None
+    if not isinstance(content, dict):
+        raise UserInputError(f"{file}: not of `dmt`, which writes an object; restore it, or remove it")
+    return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run.
+
+    Args:
+        name: as it was asked for; of a sweep's trial, the trial's.
+        folder: where its files are.
+        summary: its outcome.
+        is_trial: whether it is one of a sweep.
+    """
+
+    name: str
+    folder: Path
+    summary: RunSummary
+    is_trial: bool = False
+
+    @cached_property
+    def options(self) -> dict[str, Value]:
+        """Its configuration, flat: ``{"model.top.class_path": "dmt.DLRM", ...}``; without the seed."""
+        return {name: value for name, value in _flatten(self._config) if not name.startswith((*_PLACES, _SEED))}
+
+    @property
+    def towers(self) -> str:
+        """The features of each, ``"a c / b d"``; ``"random"`` where the run's seed has drawn them."""
+        if self.options.get("model.plan") == "random":
+            return "random"
+        return " / ".join(" ".join(tower["features"]) for tower in self.summary.description["towers"])
+
+    @property
+    def samples(self) -> dict[str, Value]:
+        """Those of its data's options that decide which samples and labels there are, flat."""
+        arguments = self.summary.data.get("init_args") or {}
+        left_out = {*_OF_TRAINING, *(["seed"] if "path" in arguments else [])}
+        deciding = {name: value for name, value in arguments.items() if name not in left_out}
+        return dict(_flatten({**self.summary.data, "init_args": deciding}, "data"))
+
+    @property
+    def loggers(self) -> list[str]:
+        """Names of the classes that its configuration names."""
+        return [logger["class_path"].rpartition(".")[2] for logger in self._loggers]
+
+    @property
+    def metrics(self) -> set[str]:
+        """Names of all that :meth:`final` knows."""
+        return {*self.summary.metrics, *self._log.columns} - {"step", "epoch"}
+
+    def final(self, metric: str) -> float | None:
+        """The metric as the summary has it, or else its last value of ``metrics.csv``; None where neither has any."""
+        if metric in self.summary.metrics:
+            return self.summary.metrics[metric]
+        _, values = self.curve(metric)
+        return values[-1] if values else None
+
+    def curve(self, metric: str) -> tuple[list[int], list[float]]:
+        """Steps, and what the metric was there; empty where the run has no ``metrics.csv`` with it."""
+        if not {"step", metric} <= set(self._log.columns):
+            return [], []
+        table = self._log.select(pl.col("step").cast(pl.Int64), metric).drop_nulls()
+        return table["step"].to_list(), table[metric].to_list()
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        file = self.folder / "config.yaml"
+        if not file.is_file():
+            return {}
+        try:
+            # A sweep has hundreds; the parser in C takes a tenth of the time.
+            config = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserInputError(f"{file}: not a YAML file ({reason}); restore it, or remove it") from None
+        if not isinstance(config, dict):
+            raise UserInputError(f"{file}: no configuration of `dmt fit`; restore it, or remove it")
+        return config
+
+    @property
+    def _loggers(self) -> list[dict[str, Any]]:
+        found = self._config.get("trainer", {}).get("logger")
+        return [
+            one
+            for one in (found if isinstance(found, list) else [found])
+            if isinstance(one, dict) and "class_path" in one
+        ]
+
+    @cached_property
+    def _log(self) -> pl.DataFrame:
+        """What its CSVLogger has written; empty without one."""
+        file = self.folder / "metrics.csv"
+        record = self.folder / "record.json"
+        if not file.is_file() and record.is_file():
+            # Beside another logger, whose folder is the run's, the CSVLogger has one of its own.
+            file = self.folder / (load_object(record).get("metrics") or file)
+        return _read_log(file) if file.is_file() else pl.DataFrame()
+
+
+def _read_log(file: Path) -> pl.DataFrame:
+    """A ``metrics.csv`` as floats; empty where it is damaged."""
+    try:
+        # As text first: polars takes a column with nan for one of text.
+        return pl.read_csv(file, infer_schema=False).cast(pl.Float64, strict=False)
+    except pl.exceptions.PolarsError:
+        return pl.DataFrame()
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Value]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(value, bool | int | float | str | None):
+        yield prefix, value
+    else:
+        yield prefix, json.dumps(value)
