@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.commands.runs import write_run, write_trial
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -100,20 +102,12 @@ def test_what_towers_save_is_read_from_runs(tmp_path: Path) -> None:
     points = [([["c0", "c1", "c2", "c3"]], 4, 0.80)]
     points += [(together, 2, 0.81), (together, 1, 0.7996), (apart, 2, 0.80), (apart, 1, 0.79)]
     for number, (towers, outputs, auc) in enumerate(points):
-        trial = tmp_path / str(number)
-        trial.mkdir()
-        (trial / "trial.json").write_text(f'{{"number": {number}}}')
+        folder = write_trial(tmp_path, number, "finished") / "run" / "version_0"
+        write_run(folder, auc, data={"init_args": {"num_features": 4, "num_groups": 2}})
+        summary = json.loads((folder / "summary.json").read_text())
         told = [{"features": tower, "out_features": 1, "out_dim": 8 * outputs // len(towers)} for tower in towers]
-        summary = {
-            "data": {"class_path": "dmt.SyntheticClicks", "init_args": {"num_features": 4, "num_groups": 2}},
-            "description": {"towers": told, "compression_ratio": 4 / outputs},
-            "metrics": {"test/auroc": auc},
-            "samples_per_second": None,
-            "steps": 1,
-            "checkpoint": "",
-        }
-        (trial / "summary.json").write_text(json.dumps(summary))
-    (tmp_path / "sweep.json").write_text("{}")
+        summary["description"] |= {"towers": told, "compression_ratio": 4 / outputs}
+        (folder / "summary.json").write_text(json.dumps(summary))
     table = run("benchmarks/tp_saves.py", str(tmp_path))
     # A sample's 4 embeddings of 8 floats, there and back, the half that is for the other host: 128 bytes.
     assert "Flat: 0.8000, 1 seeds, 128 bytes." in table

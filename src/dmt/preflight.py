@@ -2,26 +2,47 @@
 
     echo '{"base": [...], "trials": [...], "metric": null, "early": false}' | python -m dmt.preflight
 
-The last line of its output is JSON: null, or which trial is wrong and what to say of it. `dmt sweep` asks before it
-starts anything.
+For each set it prints a line of JSON, null where nothing is wrong. The first that is not ends it, and says which trial
+is wrong and what to say of it. `dmt sweep` asks before it starts anything.
 """
 
+import contextlib
 import difflib
 import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from dmt.datamodules import ClickDataModule, TabularClicks
 from dmt.errors import UserInputError
-from dmt.lightning_cli import DmtCLI, NamedCLI, parsed_cli
+from dmt.lightning_cli import DmtCLI, NamedCLI, check_checkpoint, parsed_cli
 from dmt.modules import click_metrics
+from dmt.schema import CategoricalFeature, FeatureSchema
+
+_CSV_LOGGER = "--trainer.logger+=CSVLogger and --trainer.logger.save_dir=runs"
 
 
 class _CheckedCLI(DmtCLI):
-    """Does all that comes before data is read and ranks are launched."""
+    """Does all that comes before data is prepared and ranks are launched."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only fit: the other parsers would take as long again, for each trial."""
+        return {"fit": DmtCLI.subcommands()["fit"]}
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.check_layout()
         self.check_monitors()
+        _check_result(self.trainer, self.datamodule)
+        checkpoint = self.config[subcommand].ckpt_path
+        if checkpoint not in (None, "best", "last", "hpc", "registry"):
+            check_checkpoint(Path(checkpoint), option="--ckpt_path")
+        if _is_schema_known(self.datamodule):
+            self.description()  # makes the model, without storage, and places it
 
 
 def check(question: dict[str, Any]) -> dict[str, Any] | None:
@@ -32,16 +53,63 @@ def check(question: dict[str, Any]) -> dict[str, Any] | None:
             ``names`` of those that are its own; ``metric``, a name or None; ``early``, whether the metric is needed
             while a run goes on.
     """
+    return next((answer for answer in answers(question) if answer is not None), None)
+
+
+def answers(question: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+    """As :func:`check`, one after the other: None for each trial with which nothing is wrong."""
+    metric, early = question["metric"], question["early"]
     for index, trial in enumerate(question["trials"]):
         try:
-            parsed_cli(_CheckedCLI, ["fit", *trial["options"]], run=True)
+            cli = parsed_cli(_CheckedCLI, ["fit", *trial["options"]], run=True)
+            if metric is not None:
+                _check_reported(metric, cli.trainer, early=early)
         except UserInputError as error:
-            return {"trial": index, "told": f"{error}{_nearest(question['base'], trial['names'], str(error))}"}
-    if question["metric"] is not None:
-        told = _wrong_metric(question["metric"], early=question["early"])
+            yield {"trial": index, "told": f"{error}{_nearest(question['base'], trial['names'], str(error))}"}
+            return
+        yield None
+    if metric is not None:
+        told = _wrong_metric(metric, early=early)
         if told:
-            return {"trial": None, "told": told}
-    return None
+            yield {"trial": None, "told": told}
+
+
+def _check_result(trainer: Trainer, data: ClickDataModule) -> None:
+    """Raise :class:`UserInputError` where a run would end without the summary that `dmt sweep` reads."""
+    if not trainer.loggers:
+        raise UserInputError(f"trainer.logger=false: a run without a logger leaves no result; write {_CSV_LOGGER}")
+    for split, is_wanted in (("train", True), ("valid", bool(trainer.limit_val_batches)), ("test", True)):
+        if is_wanted and not data.has_split(split):
+            raise UserInputError(f"data: there is no {split} split, and a trial needs it for its result; add the file")
+
+
+def _is_schema_known(data: ClickDataModule) -> bool:
+    """Whether a model can be made for it: some logs tell their columns only when they have been prepared."""
+    if isinstance(data, TabularClicks):
+        # Encoding the files would tell how large the tables are, and may take hours; what can be wrong is in the names.
+        data._schema = FeatureSchema(
+            categorical=[CategoricalFeature(name=name, num_embeddings=1000) for name in data.columns.categorical],
+            dense=data.columns.numeric,
+        )
+    try:
+        return bool(data.schema)
+    except RuntimeError:
+        return False
+
+
+def _check_reported(metric: str, trainer: Trainer, *, early: bool) -> None:
+    """Raise :class:`UserInputError` where `dmt sweep` could not read a metric that is none of the test's."""
+    if metric.startswith("val/") and not trainer.limit_val_batches:
+        raise UserInputError(
+            f"metric.name={metric}: trainer.limit_val_batches=0 leaves out validation; remove it, or choose a metric "
+            "of the test such as test/auroc"
+        )
+    is_in_csv = early or metric in _metrics_while_training()
+    if is_in_csv and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
+        raise UserInputError(
+            f"metric.name={metric}: it is read from the metrics.csv of a CSVLogger, and trainer.logger has none; add "
+            f"{_CSV_LOGGER} to command{'' if early else ', or choose a metric of the test such as test/auroc'}"
+        )
 
 
 def _nearest(base: list[str], names: list[str], told: str) -> str:
@@ -63,9 +131,13 @@ def _nearest(base: list[str], names: list[str], told: str) -> str:
     return ""
 
 
+def _metrics_while_training() -> list[str]:
+    return ["train/loss", "samples_per_s", *map(str, click_metrics("val/"))]
+
+
 def _wrong_metric(metric: str, *, early: bool) -> str:
     validation = [str(name) for name in click_metrics("val/")]
-    known = ["train/loss", "samples_per_s", *validation, *(name.replace("val/", "test/") for name in validation)]
+    known = [*_metrics_while_training(), *map(str, click_metrics("test/"))]
     if early and metric in known and metric not in validation:
         return (
             f"metric.name={metric}: early_terminate needs a metric while a run goes on; choose one of "
@@ -80,5 +152,14 @@ def _wrong_metric(metric: str, *, early: bool) -> str:
     return ""
 
 
+def main() -> None:
+    """Answer the question on standard input."""
+    answered = sys.stdout
+    # What a class of the user's own prints is no answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        for answer in answers(json.load(sys.stdin)):
+            print(json.dumps(answer), file=answered, flush=True)
+
+
 if __name__ == "__main__":
-    print(json.dumps(check(json.load(sys.stdin))))
+    main()

@@ -1,6 +1,8 @@
 """W&B's search algorithms run on the project's numpy, scipy and scikit-learn, and do what they are for."""
 
+import math
 import random
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -81,16 +83,28 @@ def test_bayes_stops_when_the_space_is_used_up() -> None:
     assert bayes_point(config, found) is None
 
 
+HYPERBAND = {
+    "method": "grid",
+    "metric": {"name": "m", "goal": "maximize"},
+    "early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 2},
+    "parameters": {"x": {"values": [1]}},
+}
+
+
+def run(name: str, history: list[float], state: Literal["running", "finished"] = "running") -> Observation:
+    return Observation(name=name, parameters={"x": 1}, state=state, metrics={}, history=history)
+
+
 def test_hyperband_ends_the_worse_half() -> None:
-    config = {
-        "method": "grid",
-        "metric": {"name": "m", "goal": "maximize"},
-        "early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 2},
-        "parameters": {"x": {"values": [1]}},
-    }
-
-    def run(name: str, history: list[float], state: str = "running") -> Observation:
-        return Observation(name=name, parameters={"x": 1}, state=state, metrics={}, history=history)  # type: ignore[arg-type]
-
     runs = [run("good", [0.1, 0.9]), run("bad", [0.1, 0.2]), run("young", [0.0]), run("done", [0.5, 0.8], "finished")]
-    assert stopped_by_hyperband(config, runs) == {"bad"}
+    assert stopped_by_hyperband(HYPERBAND, runs) == {"bad"}
+
+
+@pytest.mark.parametrize("rule", [{"min_iter": 2}, {"max_iter": 8, "s": 2}])
+@pytest.mark.parametrize("num_diverged", [1, 4])
+def test_hyperband_ends_diverged_trials_and_compares_the_others(rule: dict, num_diverged: int) -> None:
+    config = {**HYPERBAND, "early_terminate": {"type": "hyperband", "eta": 2, **rule}}
+    runs = [run("good", [0.1, 0.9]), run("bad", [0.1, 0.2]), run("done", [0.5, 0.8], "finished")]
+    runs += [run(f"diverged {number}", [0.1, math.nan]) for number in range(num_diverged)]
+    runs += [run("young", [math.nan]), run("ended", [math.nan, math.nan], "finished")]
+    assert stopped_by_hyperband(config, runs) == {"bad", *(f"diverged {number}" for number in range(num_diverged))}

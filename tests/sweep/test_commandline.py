@@ -1,6 +1,7 @@
 """A trial's command is the one that `wandb agent` makes of the same file, and `dmt fit` reads both alike."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from dmt.errors import UserInputError
 from dmt.lightning_cli import DmtCLI, NamedCLI
 from dmt.sweep.algorithms import grid_points
-from dmt.sweep.commandline import check_program, expand, fit_options, named_files
+from dmt.sweep.commandline import check_program, check_verb, expand, fit_options, named_files
 from dmt.sweep.parameters import flatten, trial_id
 from dmt.sweep.spec import read_spec
 
@@ -57,6 +58,18 @@ def test_fit_reads_what_either_runner_passes(path: Path, tmp_path: Path, monkeyp
         # Makes nothing, and so needs no data.
         read = [NamedCLI(["fit", *(fit_options(words) or [])], run=False).config for words in (ours, theirs)]
         assert read[0].clone().as_dict() | {"config": None} == read[1].clone().as_dict() | {"config": None}
+
+
+@pytest.mark.parametrize("name", ["tower_count", "tp_method", "compression", "strategy"])
+def test_trials_are_logged_as_csv_and_by_wandb(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here and under `wandb agent`, which reads the metric that the sweep's file names from a WandbLogger."""
+    monkeypatch.chdir(ROOT)
+    spec = read_spec(ROOT / f"configs/sweeps/{name}.yaml")
+    point = grid_points(spec.config)[0]
+    theirs = agent_command(spec.config["command"], spec.config["program"], point, tmp_path, monkeypatch)
+    for words in (expand(spec.command, point), theirs):
+        loggers = NamedCLI(["fit", *(fit_options(words) or [])], run=False).config.trainer.logger
+        assert [logger.class_path.rpartition(".")[2] for logger in loggers] == ["CSVLogger", "WandbLogger"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +126,44 @@ def test_a_program_that_does_not_exist() -> None:
     for words in (["nowhere.sh"], ["/usr/bin/env", "nowhere.sh"]):
         with pytest.raises(UserInputError, match=r"no program nowhere\.sh"):
             check_program(words)
+
+
+def test_a_command_without_a_program() -> None:
+    for words in ([], ["/usr/bin/env"], ["/usr/bin/env", "A=1"]):
+        with pytest.raises(UserInputError, match=r"names no program; begin it with one"):
+            check_program(words)
+
+
+def test_a_script_that_does_not_exist() -> None:
+    for words in ([__file__], ["-S", "-X", "dev", __file__, "nowhere"], ["-m", "nowhere"], ["-c", "print()"]):
+        check_program([sys.executable, *words])
+    for words in (["nowhere.py"], ["-S", "-W", "error", "nowhere.py"]):
+        with pytest.raises(UserInputError, match=r"no file nowhere\.py for python.* to run; give its path"):
+            check_program(["/usr/bin/env", sys.executable, *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["dmt", "fti", "--x=1"], "dmt fti"),
+        (["/usr/bin/env", "A=1", "bin/dmt", "--x=1"], "dmt without a verb"),
+        (["python", "-m", "dmt.cli"], "dmt without a verb"),
+        (["python", "bin/dmt", "validate"], "dmt validate"),
+    ],
+)
+def test_a_command_of_dmt_is_fit(words: list[str], told: str) -> None:
+    with pytest.raises(UserInputError, match=rf"command: {told}: .* write dmt fit"):
+        check_verb(words)
+
+
+def test_commands_of_other_programs_may_be_anything() -> None:
+    for words in (
+        ["dmt", "fit"],
+        ["python", "-m", "dmt.cli", "fit"],
+        ["python", "train.py", "dmt"],
+        ["bash", "-c", "exec dmt fit"],
+    ):
+        check_verb(words)
 
 
 def test_fit_options_are_found() -> None:

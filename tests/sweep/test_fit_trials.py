@@ -11,6 +11,9 @@ from dmt.cli import main
 
 # Imported before any test runs: Lightning's log handler keeps the standard error of its first import.
 from dmt.preflight import check
+from dmt.sweep.algorithms import grid_points
+from dmt.sweep.commandline import expand, fit_options
+from dmt.sweep.spec import read_spec
 
 ROOT = Path(__file__).parents[2]
 BASE = ["--config=configs/quickstart.yaml", "--trainer.strategy=auto", "--trainer.devices=1"]
@@ -33,6 +36,12 @@ def asked(*own: str, metric: str | None = None, early: bool = False) -> dict | N
         ("--trainer.devices=4", ["4 ranks", "sptt"]),
         ("--trainer.callbacks.monitor=val/auc", ["monitor=val/auc", "val/auroc"]),
         ('--config={"model.tower": {"class_path": "dmt.modules.DLRMTowr"}}', ["DLRMTowr"]),
+        ("--model.plan=nope.yaml", ["plan=nope.yaml", "no such file"]),
+        ("--model.plan=stride", ["plan=stride", "strided"]),
+        ("--model.num_towers=0", ["num_towers=0", "choose a number"]),
+        ("--model.num_towers=99", ["num_towers=99", "choose"]),
+        ("--ckpt_path=nope.ckpt", ["nope.ckpt", "no such checkpoint"]),
+        ("--trainer.logger=false", ["trainer.logger=false", "--trainer.logger+=CSVLogger"]),
     ],
 )
 def test_wrong_options_are_found_without_training(option: str, told: list[str]) -> None:
@@ -55,25 +64,64 @@ def test_wrong_metrics_are_found_without_training(metric: str, early: bool, told
     assert all(part in answer["told"] for part in told), answer
 
 
+@pytest.mark.parametrize(
+    ("metric", "early"), [("val/auroc", False), ("train/loss", False), ("val/auroc", True), ("a_callbacks_own", True)]
+)
+def test_metrics_that_only_a_csv_logger_keeps(metric: str, early: bool) -> None:
+    answer = asked("--trainer.logger=WandbLogger", metric=metric, early=early)
+    assert answer is not None and answer["trial"] == 0
+    assert all(part in answer["told"] for part in (f"metric.name={metric}", "--trainer.logger+=CSVLogger"))
+    added = "--trainer.logger+=CSVLogger", "--trainer.logger.save_dir=runs"
+    assert asked("--trainer.logger=WandbLogger", *added, metric=metric, early=early) is None
+    assert asked("--trainer.logger=WandbLogger", metric="test/auroc") is None
+
+
+def test_a_validation_metric_without_validation() -> None:
+    answer = asked("--trainer.limit_val_batches=0", "--trainer.callbacks=null", metric="val/auroc")
+    assert answer is not None and "trainer.limit_val_batches=0 leaves out validation" in answer["told"]
+
+
+def test_towers_of_a_log_that_is_not_prepared(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.csv").write_text("a,b,c,d,label\n1,2,3,0.5,1\n")
+    log = [f"--data.path={tmp_path}", "--data.categorical=[a, b, c]", "--data.numeric=[d]"]
+    log = ["--data=TabularClicks", *log, f"--data.cache_dir={tmp_path / 'cache'}"]
+    answer = asked(*log, "--model.num_towers=3")
+    assert answer is not None and "there is no test split" in answer["told"]
+    (tmp_path / "test.csv").write_text("a,b,c,d,label\n1,2,3,0.5,1\n")
+    assert asked(*log, "--model.num_towers=3") is None
+    answer = asked(*log, "--model.num_towers=0")
+    assert answer is not None and "3 features fill between 1 and 3 towers" in answer["told"]
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["tower_count", "tp_method", "compression", "strategy"])
+def test_shipped_sweeps_are_sound(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    spec = read_spec(ROOT / f"configs/sweeps/{name}.yaml")
+    points = grid_points(spec.config)
+    trials = [{"options": fit_options(expand(spec.command, point)), "names": []} for point in (points[0], points[-1])]
+    assert check({"base": [], "trials": trials, "metric": spec.metric, "early": spec.stops_early}) is None
+
+
 @pytest.mark.parametrize("metric", [None, "test/auroc", "val/log_loss", "a_callbacks_own"])
 def test_sound_trials_pass(metric: str | None) -> None:
     assert asked("--model.num_towers=2", "--seed_everything=3", metric=metric) is None
 
 
 def test_trials_of_fit_end_to_end(dmt: str, tmp_path: Path) -> None:
-    """Two loggers, one of them W&B's, which writes its offline format; a linked point; validation and test metrics."""
+    """Logged as CSV and in W&B's offline format; a linked point; validation and test metrics."""
     config = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
-    config["trainer"]["logger"] = [
-        config["trainer"]["logger"],
-        {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "test"}},
-    ]
     config["trainer"] |= {"strategy": "auto", "devices": 1, "max_epochs": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     sweep = {
         "method": "grid",
         "metric": {"name": "val/auroc", "goal": "maximize"},
         "program": "dmt",
-        "command": ["${env}", "${program}", "fit", f"--config={tmp_path / 'config.yaml'}", "${args}"],
+        "command": [
+            *("${env}", "${program}", "fit", f"--config={tmp_path / 'config.yaml'}"),
+            *("--trainer.logger+=WandbLogger", "${args}"),
+        ],
         "parameters": {
             "config": {"values": [{"model.num_towers": 2, "model.tower.init_args.p": 4}]},
             "data": {"parameters": {name: {"value": 2000} for name in ("num_train", "num_valid", "num_test")}},
@@ -91,7 +139,10 @@ def test_trials_of_fit_end_to_end(dmt: str, tmp_path: Path) -> None:
     assert len(described["description"]["towers"]) == 2
     assert told["metrics"]["test/auroc"] == described["metrics"]["test/auroc"]
     assert Path(described["checkpoint"]).is_relative_to(result.parent)
-    assert list(result.parent.glob("wandb/offline-run-*/*.wandb"))
+    [kept] = result.parent.glob("wandb/offline-run-*/*.wandb")
+    assert b"test/auroc" in kept.read_bytes()
+    [log] = result.parent.rglob("metrics.csv")
+    assert "test/auroc" in log.read_text().splitlines()[0]
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "sweep.yaml", "out"}
 
 

@@ -1,7 +1,9 @@
 """Sweeps of a program that takes no time: what runs, what is recorded, and what is not run again."""
 
 import csv
+import io
 import json
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from dmt.cli import main
 from dmt.errors import UserInputError
 from dmt.sweep import SweepOutcome, run_sweep
 from dmt.sweep.ledger import Ledger
+from dmt.sweep.progress import checking
 
 Write = Callable[..., Path]
 
@@ -229,6 +232,76 @@ def test_a_metric_that_runs_do_not_have_ends_the_sweep(write_sweep: Write, run: 
     with pytest.raises(UserInputError, match=r"metric\.name=auroc: trial \w+ finished without it; .* test/score"):
         run(write_sweep(metric={"name": "auroc"}))
     assert len(run(write_sweep()).trials) == 3
+
+
+def test_a_metric_that_finished_trials_lack_is_refused_with_nothing_left_to_run(
+    write_sweep: Write, run: Callable, tmp_path: Path
+) -> None:
+    path = write_sweep()
+    run(path)
+    starts(tmp_path)
+    with pytest.raises(UserInputError, match=rf"{path}: metric\.name=test/scoer: .*did you mean test/score\?"):
+        run(write_sweep(metric={"name": "test/scoer"}))
+    assert starts(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"parameters": {"x": {"min": 0.0, "max": 1.0}}}, "choose method random"),
+        ({"method": "random"}, "add run_cap"),
+        ({"command": ["dmt", "fit", "${arg}", "${args}"]}, r"W&B knows no \$\{arg\}"),
+        ({"command": ["${args}"]}, "names no program"),
+        ({"command": ["nowhere.sh", "${args}"]}, "no program nowhere.sh"),
+        ({"command": "absent", "program": "nowhere.py"}, "no file nowhere.py"),
+        ({"command": ["dmt", "fti", "${args}"]}, "dmt fti"),
+        ({"command": ["dmt", "${args}", "fit"]}, "dmt without a verb"),
+        ({"parameters": {"x": {"value": 1}, "config": {"value": {"x": 2}}}}, "x is set by two"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_files_name(keys: dict, told: str, write_sweep: Write, run: Callable) -> None:
+    path = write_sweep(**keys)
+    with pytest.raises(UserInputError, match=rf"^{path}: .*{told}"):
+        run(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("result.json", "[]"),
+        ("result.json", "{}"),
+        ("result.json", '{"state": "done", "seconds": 1}'),
+        ("result.json", '{"state": "finished", "seconds": 1, "metrics": [1]}'),
+        ("result.json", '{"state": "finished", "seconds": 1, "metrics": {"test/score": "high"}}'),
+        ("trial.json", '{"number": "one", "parameters": {}, "files": {}}'),
+        ("trial.json", '{"parameters": {}}'),
+    ],
+)
+def test_damaged_records_are_told(name: str, content: str, write_sweep: Write, run: Callable) -> None:
+    [trial] = run(write_sweep(parameters={"x": {"value": 1}})).trials
+    (trial.folder / name).write_text(content)
+    with pytest.raises(UserInputError, match=rf"{trial.folder / name}: damaged .* delete the folder {trial.folder}"):
+        run(write_sweep(parameters={"x": {"value": 1}}))
+
+
+def test_a_metric_of_training_counts_by_its_last_value(write_sweep: Write, run: Callable) -> None:
+    path = write_sweep(metric={"name": "train/loss"}, parameters={"x": {"value": 1}, "reports": {"value": 2}})
+    [trial] = run(path).trials
+    assert trial.result.metrics["train/loss"] == 0.5
+
+
+def test_a_bar_is_shown_while_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    for file, is_seen in ((Screen(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", file)
+        answers = checking(iter([None, None]), total=2)
+        # From the start: it is the first answer that takes long.
+        assert next(answers) is None and ("checking the trials' options" in file.getvalue()) == is_seen
+        assert list(answers) == [None]
 
 
 def test_arguments_in_a_file(write_sweep: Write, run: Callable) -> None:

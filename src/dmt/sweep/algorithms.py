@@ -4,6 +4,7 @@ Its metadata asks for numpy below 2; nothing that it does with numpy, scipy or s
 tests/sweep/test_algorithms.py runs every part that is used here (requirements/sweeps.txt says how it is installed).
 """
 
+import math
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,9 +120,27 @@ def bayes_point(config: Mapping[str, Any], observed: Sequence[Observation]) -> d
 
 
 def stopped_by_hyperband(config: Mapping[str, Any], observed: Sequence[Observation]) -> set[str]:
-    """Names of the running trials that Hyperband ends."""
+    """Names of the running trials that Hyperband ends, and of those that have diverged by when it looks first."""
     runs = [_run(observation, config["metric"]["name"]) for observation in observed]
-    return {run.name for run in _sweeps().stop_runs(_plain(config), runs)}
+    # The package leaves out what is not finite: the others are compared as if diverged ones were not there, and they
+    # themselves would go on to the end.
+    first = _first_look(config["early_terminate"])
+    diverged = {
+        observation.name
+        for observation in observed
+        if observation.state == "running"
+        and len(observation.history) >= first
+        and not math.isfinite(observation.history[-1])
+    }
+    return diverged | {run.name for run in _sweeps().stop_runs(_plain(config), runs)}
+
+
+def _first_look(rule: Mapping[str, Any]) -> int:
+    """The number of reports after which Hyperband compares trials for the first time."""
+    if "max_iter" not in rule:
+        return int(rule["min_iter"])
+    looks = (int(rule["max_iter"] / rule.get("eta", 3) ** number) for number in range(1, rule["s"] + 1))
+    return min(look for look in looks if look >= 1)
 
 
 def _run(observation: Observation, metric: str) -> Any:

@@ -15,7 +15,7 @@ from dmt.sweep.process import kill_leftovers
 from dmt.sweep.progress import SweepProgress, warn
 from dmt.sweep.proposals import Planned, Proposals, proposals
 from dmt.sweep.runner import Runner, ending_on_signals
-from dmt.sweep.spec import SweepSpec, read_spec
+from dmt.sweep.spec import SweepSpec, naming, read_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +140,13 @@ def make_plan(sweep: str | Path | Mapping[str, Any], *, output: str | Path | Non
         raise UserInputError("output is not given: a sweep that comes from no file needs a folder")
     folder = Path(output) if output is not None else Path("runs") / "sweeps" / Path(str(sweep)).stem
     ledger = Ledger(folder=folder, identity=spec.identity())
-    asked = proposals(spec, ledger.trials, max_runs=max_runs)
+    with naming(spec.source):
+        asked = proposals(spec, ledger.trials, max_runs=max_runs)
+        command = expand(spec.command, {})
     ended = [trial for trial in asked.wanted(ledger.trials) if trial.result is not None]
-    command = expand(spec.command, {})
     check_files(ended, {trial.id: named_files(command, trial.parameters) for trial in ended})
-    check_trials(spec, asked, ledger)
+    with naming(spec.source):
+        check_trials(spec, asked, ledger)
     return Plan(spec=spec, ledger=ledger, proposals=asked)
 
 

@@ -36,10 +36,10 @@ def run_sweep_command(arguments: list[str]) -> None:
         "--dry-run", "--dry_run", action="store_true", help="check everything, print the commands, run nothing"
     )
     options = parser.parse_args(arguments[1:])
-    if options.dry_run:
-        _print_plan(options.file, options.output, options.max_runs)
-        return
     try:
+        if options.dry_run:
+            _print_plan(options.file, options.output, options.max_runs)
+            return
         outcome = run_sweep(
             options.file,
             output=options.output,

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dmt.errors import UserInputError
 from dmt.sweep.parameters import flatten, text
 
 _ENVIRONMENT = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
+_OWN_PROGRAMS = ("dmt", "dmt.cli")
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -82,18 +84,55 @@ def environment_path() -> str:
 
 
 def check_program(words: Sequence[str]) -> None:
-    """Raise :class:`UserInputError` unless a command's program exists."""
-    rest = list(words)
-    if Path(rest[0]).name == "env":
-        rest = [word for word in rest[1:] if "=" not in word]
-    if not rest or shutil.which(rest[0], path=environment_path()) is None:
-        raise UserInputError(f"command: there is no program {rest[0] if rest else words[0]}; give its path")
+    """Raise :class:`UserInputError` unless a command's program exists, and the script that it is to interpret."""
+    rest = _without_env(words)
+    if not rest:
+        raise UserInputError("command: it names no program; begin it with one, such as [${env}, dmt, fit, ${args}]")
+    if shutil.which(rest[0], path=environment_path()) is None:
+        raise UserInputError(f"command: there is no program {rest[0]}; give its path")
+    script = _script(rest) if Path(rest[0]).name.startswith("python") else None
+    if script is not None and not Path(script).is_file():
+        raise UserInputError(
+            f"command: there is no file {script} for {Path(rest[0]).name} to run; give its path, or leave out "
+            "${interpreter} where it is a program"
+        )
+
+
+def check_verb(words: Sequence[str]) -> None:
+    """Raise :class:`UserInputError` where a command runs `dmt`, and not `dmt fit`: nothing else leaves a result."""
+    for index, word in enumerate(rest := _without_env(words)):
+        if Path(word).name in _OWN_PROGRAMS:
+            verb = next(iter(rest[index + 1 :]), "")
+            if verb != "fit":
+                told = verb if verb and not verb.startswith("-") else "without a verb"
+                raise UserInputError(f"command: dmt {told}: only dmt fit leaves a trial's result; write dmt fit")
+        if index > 0 and not word.startswith("-"):
+            return  # the argument of another program
+
+
+def _without_env(words: Sequence[str]) -> list[str]:
+    if not words or Path(words[0]).name != "env":
+        return list(words)
+    return list(dropwhile(lambda word: "=" in word, words[1:]))
+
+
+def _script(words: Sequence[str]) -> str | None:
+    """The file that Python is told to run; None where it is a module or a line of code."""
+    rest = iter(words[1:])
+    for word in rest:
+        if not word.startswith("-"):
+            return word
+        if word in ("-W", "-X"):
+            next(rest, None)
+        elif word[-1] in "cm":
+            return None
+    return None
 
 
 def fit_options(words: Sequence[str]) -> list[str] | None:
     """What follows `dmt fit` in a command; None where it runs something else."""
     for index, word in enumerate(words[:-1]):
-        if Path(word).name in ("dmt", "dmt.cli") and words[index + 1] == "fit":
+        if Path(word).name in _OWN_PROGRAMS and words[index + 1] == "fit":
             return list(words[index + 2 :])
     return None
 

@@ -17,12 +17,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar, get_args
 
 from dmt.errors import UserInputError
 from dmt.sweep.parameters import flatten
 
 State = Literal["running", "interrupted", "finished", "failed", "stopped"]
+Record = TypeVar("Record", "Trial", "Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,9 @@ class Result:
         metrics: by name: final ones, of a stopped trial those last reported.
         samples_per_second: median over training steps, where the run tells.
         history: values of the sweep's metric in the order in which they were reported.
+
+    Raises:
+        TypeError: a field is of another type, as in a file that something else has written.
     """
 
     state: State
@@ -44,6 +48,16 @@ class Result:
     metrics: dict[str, float] = field(default_factory=dict)
     samples_per_second: float | None = None
     history: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.state not in get_args(State) or not isinstance(self.reason, str):
+            raise TypeError("state and reason tell how a trial ended")
+        _check_types({"metrics": dict, "history": list}, self)
+        numbers = [self.seconds, *self.metrics.values(), *self.history]
+        if self.samples_per_second is not None:
+            numbers.append(self.samples_per_second)
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("seconds, samples_per_second, metrics and history are numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +72,9 @@ class Trial:
         folder: where all of it is.
         state: ``interrupted`` where it neither ended nor runs.
         result: how it ended, or None.
+
+    Raises:
+        TypeError: a field is of another type, as in a file that something else has written.
     """
 
     id: str
@@ -67,6 +84,9 @@ class Trial:
     folder: Path
     state: State
     result: Result | None
+
+    def __post_init__(self) -> None:
+        _check_types({"number": int, "parameters": dict, "files": dict}, self)
 
 
 class Ledger:
@@ -195,10 +215,11 @@ class Ledger:
     def _read(self) -> None:
         self.trials = {}
         for path in sorted(self.folder.glob("*/trial.json")):
-            trial = Trial(id=path.parent.name, folder=path.parent, state="interrupted", result=None, **_load(path))
+            own = {"id": path.parent.name, "folder": path.parent, "state": "interrupted", "result": None}
+            trial = _record(Trial, path, **own)
             result = path.parent / "result.json"
             if result.exists():
-                ended = Result(**_load(result))
+                ended = _record(Result, result)
                 trial = replace(trial, result=ended, state=ended.state)
             self.trials[trial.id] = trial
 
@@ -233,12 +254,32 @@ def check_files(trials: Sequence[Trial], current: Mapping[str, Mapping[str, str]
                 )
 
 
+def _record(kind: type[Record], path: Path, **own: Any) -> Record:
+    """What a file tells of a trial, with fields that it does not hold."""
+    try:
+        return kind(**_load(path), **own)
+    except TypeError as error:
+        raise _damaged(path, error) from error
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
+        content = json.loads(path.read_text())
     except ValueError as error:
-        raise UserInputError(f"{path}: damaged ({error}); delete the folder {path.parent}") from error
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "not a mapping")
+    return content
+
+
+def _damaged(path: Path, reason: object) -> UserInputError:
+    return UserInputError(f"{path}: damaged ({reason}); delete the folder {path.parent}")
+
+
+def _check_types(types: Mapping[str, type], record: object) -> None:
+    for name, kind in types.items():
+        if not isinstance(getattr(record, name), kind):
+            raise TypeError(f"{name} is no {kind.__name__}")
 
 
 def _cell(value: Any) -> Any:

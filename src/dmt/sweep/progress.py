@@ -2,15 +2,17 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dmt.sweep.ledger import Trial
 from dmt.sweep.parameters import flatten, text
+
+T = TypeVar("T")
 
 
 class SweepProgress:
@@ -102,6 +104,17 @@ class SweepProgress:
         seconds = (time.monotonic() - self._started) / done
         rate = f"{60 / seconds:.1f} a minute" if seconds < 60 else f"{3600 / seconds:.1f} an hour"
         return f"{rate}, {duration(seconds * (total - self._done))} left"
+
+
+def checking(answers: Iterable[T], *, total: int) -> Iterator[T]:
+    """The answers on trials' options, with a bar where standard error is a terminal.
+
+    Unlike that of :func:`dmt.waiting.waiting` it is there from the start: the first answer takes longest.
+    """
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield from bar.track(answers, total=total, description="checking the trials' options")
 
 
 def duration(seconds: float) -> str:

@@ -97,9 +97,7 @@ def proposals(spec: SweepSpec, trials: Mapping[str, Trial], *, max_runs: int | N
     if spec.method == "grid":
         points = grid_points(spec.config)
     elif not caps:
-        raise UserInputError(
-            f"{spec.source}: method={spec.method} goes on without end; add run_cap to the file, or give --max_runs"
-        )
+        raise UserInputError(f"method={spec.method} goes on without end; add run_cap to the file, or give --max_runs")
     elif spec.method == "random":
         points = random_points(spec.config, min(caps))
     else:

@@ -170,11 +170,14 @@ class Runner:
         if isinstance(told, str):
             reason = told or (f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}")
             return Result(state="failed", reason=reason, seconds=seconds, history=history)
+        # `dmt fit` sums up the test; of all else the last values count, as for W&B.
+        reported = last_reported(folder, prefix="val/")
+        if history:
+            reported[str(self._spec.metric)] = history[-1]
         return Result(
             state="finished",
             seconds=seconds,
-            # `dmt fit` sums up the test; of validation the last values count, as for W&B.
-            metrics={**last_reported(folder, prefix="val/"), **told["metrics"]},
+            metrics={**reported, **told["metrics"]},
             samples_per_second=told.get("samples_per_second"),
             history=history,
         )

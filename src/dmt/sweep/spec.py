@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ _KEYS = (
     *("method", "parameters", "metric", "program", "command", "run_cap", "early_terminate", "name", "description"),
     *("project", "entity", "controller", "apiVersion", "kind"),
 )
+_METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
+_HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 # Of W&B's schema, but work for its servers.
 _SERVER_KEYS = ("scheduler", "metrics", "job", "image_uri")
 _DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
@@ -86,11 +89,13 @@ def read_spec(source: str | Path | Mapping[str, Any]) -> SweepSpec:
     """
     config = dict(source) if isinstance(source, Mapping) else _load(Path(source))
     told = "the sweep" if isinstance(source, Mapping) else str(source)
-    try:
+    with naming(told):
         _check_keys(config)
         _check_method(config)
         _check_metric(config)
+        _check_early_terminate(config)
         _check_parameters(config)
+        _check_command(config)
         _check_schema(config)
         return SweepSpec(
             source=told,
@@ -98,8 +103,15 @@ def read_spec(source: str | Path | Mapping[str, Any]) -> SweepSpec:
             config=config,
             command=_command(config),
         )
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Begin the messages of :class:`UserInputError` with the file that is wrong."""
+    try:
+        yield
     except UserInputError as error:
-        raise UserInputError(f"{told}: {error}") from error
+        raise UserInputError(f"{source}: {error}") from error
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -141,16 +153,56 @@ def _check_metric(config: Mapping[str, Any]) -> None:
         return
     if not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
         raise UserInputError(f"metric={metric}: give it a name and a goal")
+    _check_names("metric", metric, _METRIC_KEYS)
     if metric.get("goal", "minimize") not in _GOALS:
         raise UserInputError(f"metric.goal={metric['goal']}: {_choose(metric['goal'], _GOALS)}")
+
+
+def _check_names(place: str, block: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in block:
+        if name not in known:
+            raise UserInputError(f"{place}.{name}: no such key; {_choose(name, known)}")
+
+
+def _check_early_terminate(config: Mapping[str, Any]) -> None:
+    """What W&B's package needs of Hyperband: its schema allows more, and tells of one place only, the whole block."""
+    if "early_terminate" not in config:
+        return
+    rule = config["early_terminate"]
+    if not isinstance(rule, Mapping):
+        raise UserInputError(f"early_terminate={rule}: give it a type and min_iter: {{type: hyperband, min_iter: 2}}")
+    _check_names("early_terminate", rule, _HYPERBAND_KEYS)
+    if rule.get("type") != "hyperband":
+        raise UserInputError(f"early_terminate.type={rule.get('type')}: the only type is hyperband; write that")
+    if "min_iter" not in rule and "max_iter" not in rule:
+        raise UserInputError("early_terminate: hyperband needs to know when to look; add min_iter, or max_iter and s")
+    if "max_iter" in rule and "s" not in rule:
+        raise UserInputError("early_terminate: max_iter needs s, how many times to look; add it, or give min_iter only")
+    eta = rule.get("eta", 3)
+    if not _is_real(eta) or eta <= 1:
+        raise UserInputError(f"early_terminate.eta={eta}: give a number above 1")
+    for name in ("min_iter", "max_iter", "s"):
+        # Of max_iter the first look is at max_iter / eta, which has to be a report.
+        least = math.ceil(eta) if name == "max_iter" else 1
+        value = rule.get(name, least)
+        if not isinstance(value, int) or value < least:
+            raise UserInputError(f"early_terminate.{name}={value}: give a whole number, at least {least}")
+    if not isinstance(rule.get("strict", False), bool):
+        raise UserInputError(f"early_terminate.strict={rule['strict']}: give true or false")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_parameters(config: Mapping[str, Any]) -> None:
     parameters = config.get("parameters")
     if not isinstance(parameters, Mapping) or not parameters:
         raise UserInputError(f"parameters={parameters}: nothing to sweep; name at least one option with its values")
+    _check_plain("parameters", parameters)
     points = 1
-    for place, entry in _parameter_entries("parameters", parameters):
+    entries = list(_parameter_entries("parameters", parameters))
+    for place, entry in entries:
         if not isinstance(entry, Mapping):
             raise UserInputError(f"{place}={entry}: give it value, values, or min and max")
         if entry.get("values") == []:
@@ -164,6 +216,29 @@ def _check_parameters(config: Mapping[str, Any]) -> None:
         points *= len(entry["values"]) if isinstance(entry.get("values"), list) else 1
     if config["method"] == "grid" and points > _MAX_GRID:
         raise UserInputError(f"parameters: a grid of {points:,} points; shorten its lists, or choose method random")
+    if config["method"] == "bayes" and all("value" in entry for _, entry in entries):
+        raise UserInputError(
+            "parameters: method=bayes has nothing to search where each has one value; give one of them values, or min "
+            "and max"
+        )
+
+
+def _check_plain(place: str, value: object) -> None:
+    """Refuse what has no form in JSON: YAML takes ``3:`` for a number and ``2020-01-01`` for a date."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise UserInputError(
+                    f"{place}.{name}: the name is read as {type(name).__name__}, not as text; put it in quotes"
+                )
+            _check_plain(f"{place}.{name}", item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(place, item)
+    elif value is not None and not isinstance(value, str | int | float):
+        raise UserInputError(
+            f"{place}: {value} is read as a {type(value).__name__}, which no option takes; put it in quotes"
+        )
 
 
 def _parameter_entries(place: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -189,6 +264,14 @@ def _check_schema(config: Mapping[str, Any]) -> None:
                 "or min and max, and for other than uniform ones a distribution"
             )
         raise UserInputError(f"{place}: {message}" if place else message)
+
+
+def _check_command(config: Mapping[str, Any]) -> None:
+    command = config.get("command")
+    if command is not None and not isinstance(command, list):
+        raise UserInputError(
+            f"command={command}: give a list of words, such as [${{env}}, dmt, fit, --config=FILE, ${{args}}]"
+        )
 
 
 def _command(config: Mapping[str, Any]) -> tuple[str, ...]:
