@@ -4,7 +4,8 @@
 
 Writes random rows in the training format, 26 + 13 columns, in parts of 560,000; then draws batches of an epoch through
 CriteoDataModule's loader, shuffled and in the stored order. At last it trains the DLRM of benchmarks/step.py in
-float32, on all cores, and tells which share of its steps is spent waiting for batches.
+float32 and in bf16-mixed, on all cores, and tells which share of its steps is spent waiting for batches, and the
+longest that one of them waits. A window of the shuffled order, 256 steps, ends within them.
 """
 
 import argparse
@@ -62,8 +63,8 @@ def samples_per_second(batches: object, *, num_batches: int, batch_size: int) ->
     return number * batch_size / (time.perf_counter() - started)
 
 
-def waiting_share(data: CriteoDataModule, *, num_steps: int) -> tuple[float, float]:
-    """Share of the time that training waits for batches, and seconds of a step."""
+def waits_and_steps(data: CriteoDataModule, *, num_steps: int, is_bf16: bool) -> tuple[list[float], list[float]]:
+    """Seconds that each step of training waits for its batch, and that it takes with it."""
     model = ClickModel(
         embedding_dim=64,
         top=partial(DLRM, bottom_layers=[512, 256], over_layers=[1024, 512, 256]),
@@ -73,18 +74,18 @@ def waiting_share(data: CriteoDataModule, *, num_steps: int) -> tuple[float, flo
     optimizer = torch.optim.Adam(parameters, lr=0.001)
     loader = data.train_dataloader()
     batches = (batch for _ in count() for batch in loader)  # epoch after epoch
-    waited, started = 0.0, time.perf_counter()
-    for number in range(WARM_UP + num_steps):
-        if number == WARM_UP:
-            waited, started = 0.0, time.perf_counter()
+    waits, steps = [], []
+    for _ in range(WARM_UP + num_steps):
         asked = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - asked
+        waits.append(time.perf_counter() - asked)
         optimizer.zero_grad()
-        binary_cross_entropy_with_logits(model(batch), batch.labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            logits = model(batch)
+        binary_cross_entropy_with_logits(logits.float(), batch.labels).backward()
         optimizer.step()
-    seconds = time.perf_counter() - started
-    return waited / seconds, seconds / num_steps
+        steps.append(time.perf_counter() - asked)
+    return waits[WARM_UP:], steps[WARM_UP:]
 
 
 def main() -> None:
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100, help="of training")
+    parser.add_argument("--steps", type=int, default=300, help="of training")
     parser.add_argument("--folder", type=Path, help="where the log goes for a while (default: $TMPDIR)")
     parser.add_argument("--output", type=Path, help="Markdown file to write; printed as well")
     arguments = parser.parse_args()
@@ -116,10 +117,12 @@ def main() -> None:
         size = sum(path.stat().st_size for path in folder.rglob("*.npy"))
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         waiting = {}
-        for num_workers in (0, 1):
-            data = CriteoDataModule(path=folder, global_batch_size=batch_size, num_workers=num_workers)
-            data.setup()
-            waiting[num_workers] = waiting_share(data, num_steps=arguments.steps)
+        for precision in ("float32", "bf16-mixed"):
+            for num_workers in (0, 1):
+                data = CriteoDataModule(path=folder, global_batch_size=batch_size, num_workers=num_workers)
+                data.setup()
+                times = waits_and_steps(data, num_steps=arguments.steps, is_bf16=precision == "bf16-mixed")
+                waiting[precision, num_workers] = times
     lines = [
         *heading("Loading Criteo data"),
         f"{arguments.rows:,} rows of 13 numeric and 26 categorical columns, {size / 1e9:.1f} GB in parts of "
@@ -131,9 +134,12 @@ def main() -> None:
     for name, found in rates.items():
         lines.append(f"| {name} | {statistics.median(found):,.0f} | {min(found):,.0f} to {max(found):,.0f} |")
     lines += ["", f"Waiting for batches while a DLRM trains, {arguments.steps} steps:", ""]
-    lines += ["| num_workers | a step, ms | of it waiting |", "|---|---|---|"]
+    lines += ["| precision | num_workers | a step, ms, median | waiting, share of all | one step's longest, ms |"]
+    lines += ["|---|---|---|---|---|"]
     lines += [
-        f"| {num_workers} | {1e3 * seconds:.1f} | {share:.2%} |" for num_workers, (share, seconds) in waiting.items()
+        f"| {precision} | {num_workers} | {1e3 * statistics.median(steps):.1f} | {sum(waits) / sum(steps):.2%} | "
+        f"{1e3 * max(waits):.1f} |"
+        for (precision, num_workers), (waits, steps) in waiting.items()
     ]
     publish(lines, arguments.output)
 

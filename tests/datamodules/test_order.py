@@ -1,8 +1,10 @@
 """Orders are permutations, whole or by windows, whichever way they are read."""
 
+import threading
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,3 +46,23 @@ def test_windows_mix_blocks_that_lie_apart() -> None:
     assert in_order.mean() < 0.05
     others = [make(100_000, block_size=100, blocks_per_window=10, **{name: 7}) for name in ("seed", "epoch")]
     assert all(set(other.samples(0, 1000).tolist()) != set(window.tolist()) for other in others)
+
+
+def test_the_next_window_is_drawn_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[int, str] = {}
+    shuffled = EpochOrder._shuffled
+
+    def record(order: EpochOrder, number: int) -> np.ndarray:
+        drawn[number] = threading.current_thread().name
+        return shuffled(order, number)
+
+    monkeypatch.setattr(EpochOrder, "_shuffled", record)
+    order = make(1000, block_size=10, blocks_per_window=10)
+    here = threading.current_thread().name
+    order.samples(0, 1)
+    order.samples(100, 101)
+    order.samples(500, 501)  # a leap, as to a checkpoint's place
+    order.samples(600, 601)
+    order._pool.shutdown()
+    assert {number for number, thread in drawn.items() if thread == here} == {0, 5}
+    assert sorted(drawn) == [0, 1, 2, 5, 6, 7]

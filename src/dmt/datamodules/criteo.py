@@ -39,6 +39,7 @@ class CriteoDataModule(ClickDataModule):
         super().__init__(global_batch_size=global_batch_size, seed=seed, num_workers=num_workers)
         self.path = Path(path).expanduser()
         self._manifest = _read_manifest(self.path)
+        self._schema = self._manifest.schema
 
     def has_split(self, name: str) -> bool:
         start, end = self._manifest.splits[name]
@@ -59,7 +60,7 @@ class CriteoDataModule(ClickDataModule):
         if self._splits:
             return
         manifest = self._manifest
-        self._schema = schema = manifest.schema
+        schema = manifest.schema
         num_columns = len(schema.dense) + len(schema.feature_names) + 1
         rows = {part.file: _load_part(part, num_columns=num_columns) for part in manifest.parts}
         checksums = {part.file: part.checksum for part in manifest.parts}

@@ -1,5 +1,7 @@
 """The order of an epoch's samples, drawn piece by piece, so that it need not fit into memory."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import numpy as np
 
 MAX_PERMUTATION = 2**22
@@ -13,7 +15,7 @@ class EpochOrder:
 
     Up to ``max_permutation`` samples it is one permutation of all. Of more, blocks of neighbours are put in random
     order, and the samples of so many blocks that follow each other there, a window, are shuffled together: reading goes
-    to a few places of a log at a time, and no more than a window is held.
+    to a few places of a log at a time, and no more than two windows are held, of which one is drawn ahead.
 
     Args:
         num_samples: how many there are.
@@ -45,6 +47,8 @@ class EpochOrder:
         self._num_windows = max(1, -(-num_blocks // blocks_per_window))
         self._is_whole = is_whole
         self._window: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._next: tuple[int, Future[np.ndarray]] | None = None
 
     def samples(self, begin: int, end: int) -> np.ndarray:
         """The samples at places ``begin`` to ``end`` of the order, int64 (end - begin,)."""
@@ -62,9 +66,12 @@ class EpochOrder:
         return self._block_size * self._blocks_per_window
 
     def _draw(self, number: int) -> np.ndarray:
-        """The samples of a window in their order; the last one drawn is kept."""
+        """The samples of a window in their order; the last one drawn is kept, and the next one begun."""
         if self._window[0] != number:
-            self._window = (number, self._shuffled(number))
+            ahead = self._next[1] if self._next is not None and self._next[0] == number else None
+            self._window = (number, self._shuffled(number) if ahead is None else ahead.result())
+            if number + 1 < self._num_windows:
+                self._next = (number + 1, self._pool.submit(self._shuffled, number + 1))
         return self._window[1]
 
     def _shuffled(self, number: int) -> np.ndarray:
