@@ -1,10 +1,13 @@
 """What pictures of towers are drawn of, and that they are drawn for few and many features."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from dmt.partition import Affinity, TowerPartitioner
-from dmt.partition.drawing import draw, strongest_pairs, tower_costs
+from dmt.partition.drawing import draw, draw_map, strongest_pairs, tower_costs
 from dmt.plan import TowerPlan
 
 MATRIX = [[0, 0.9, 0.1, 0.5], [0.9, 0, 0.3, 0.2], [0.1, 0.3, 0, 0.8], [0.5, 0.2, 0.8, 0]]
@@ -38,3 +41,15 @@ def test_any_number_of_features_and_towers_is_drawn(num_features: int, num_tower
     assert len(pictures[0].get_xticklabels()) == num_features or num_features > 60
     assert len(pictures[1].collections) == num_towers
     assert len(pictures[2].patches) == num_towers
+
+
+def test_names_of_features_in_one_place_do_not_cover_each_other() -> None:
+    names = [f"feature_{index}" for index in range(12)]
+    alike = np.kron(np.eye(3), np.ones((4, 4)))  # four features of each of three places
+    affinity = Affinity(features=names, matrix=alike, kind="cosine", num_samples=1)
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    draw_map(axes := figure.subplots(), affinity, TowerPlan(towers=[names[:4], names[4:8], names[8:]]))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 12
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))

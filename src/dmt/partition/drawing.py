@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from dmt.partition.affinity import Affinity
 from dmt.partition.geometry import distances, place
@@ -18,6 +19,8 @@ from dmt.plan import TowerPlan
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = "os^Dv<>Pp*Xh"
 _MAX_NAMES = 60  # features; more names would cover each other
+# Of a point, where its name may begin or end, in points of 1/72 inch.
+_SIDES = ((4, 3), (-4, 3), (4, -3), (-4, -3), (4, 10), (-4, 10), (4, -10), (-4, -10))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +95,6 @@ def draw_map(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
         own = points[tower_of == tower]
         marker = MARKERS[tower // len(COLORS) % len(MARKERS)]
         axes.scatter(own[:, 0], own[:, 1], color=COLORS[tower % len(COLORS)], marker=marker, s=60, label=f"{tower}")
-    if len(points) <= _MAX_NAMES:
-        for name, point in zip(affinity.features, points, strict=True):
-            axes.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize=7)
     if len(plan.towers) <= 16:
         axes.legend(title="tower", fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axes.margins(0.15)
@@ -102,6 +102,23 @@ def draw_map(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
     axes.set_title("features on a plane: like ones near each other")
     axes.set_xticks([])
     axes.set_yticks([])
+    if len(points) <= _MAX_NAMES:
+        _write_names(axes, affinity.features, points)
+
+
+def _write_names(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
+    """Names beside their points (F, 2), on a side where none of those before is, if there is one."""
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr] # now points have places on the picture
+    taken: list[Bbox] = []
+    for name, point in zip(names, points, strict=True):
+        text = axes.annotate(name, point, xytext=_SIDES[0], textcoords="offset points", fontsize=7)
+        for side in (*_SIDES, _SIDES[0]):
+            text.set_position(side)
+            text.set_horizontalalignment("left" if side[0] > 0 else "right")
+            text.set_verticalalignment("bottom" if side[1] > 0 else "top")
+            if not any(text.get_window_extent().overlaps(other) for other in taken):
+                break
+        taken.append(text.get_window_extent())
 
 
 def draw_balance(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
