@@ -4,7 +4,8 @@
 
 A log of random lines is written first: categories by Zipf's law over as many values as the 1 TB logs have, a tenth of
 all values missing. Every round converts it with each contender in turn, as a process of its own, start included; once
-in hash mode and once with vocabularies. TorchRec's converter, which keeps all rows as Python lists, gets a
+in hash mode and once with vocabularies; and in both ways a log in which no value comes twice, the worst for
+vocabularies. TorchRec's converter, which keeps all rows as Python lists, gets a
 shorter log, and its start is not counted; it needs `pip install iopath`. The plain pipeline reads the same log in
 batches, hashes, takes logarithms and saves arrays, with no checks, parts or restarts. Memory is the largest sum over a
 contender's processes of what they do not share (PSS), sampled every 50 ms.
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS
 BLOCK_ROWS = 250_000
 ZIPF_EXPONENT = 1.1
 HASH, VOCABULARY = "dmt preprocess criteo", "dmt preprocess criteo --min-count 2"
+DISTINCT_HASH, DISTINCT = "dmt preprocess criteo, no value twice", "dmt preprocess criteo --min-count 1, no value twice"
 
 TORCHREC = """
 import sys, time
@@ -59,19 +62,26 @@ for number, frame in enumerate(columns.collect_batches()):
 """
 
 
-def write_log(path: Path, rows: int) -> None:
-    """Random lines in Criteo's format."""
+def zipf_values(rng: np.random.Generator, column: int, count: int) -> np.ndarray:
+    """Values of a column by Zipf's law, of eight hexadecimal digits."""
+    ranks = rng.zipf(ZIPF_EXPONENT, count).astype(np.uint64) % np.uint64(NUM_EMBEDDINGS[column])
+    return (ranks * np.uint64(2654435761) + np.uint64(column)) % np.uint64(2**32 - 2**28) + np.uint64(2**28)
+
+
+def other_values(rng: np.random.Generator, column: int, count: int) -> np.ndarray:
+    """Values of a column that hardly ever come twice."""
+    return rng.integers(2**28, 2**32, count, dtype=np.uint64)
+
+
+def write_log(path: Path, rows: int, draw: Callable[[np.random.Generator, int, int], np.ndarray]) -> None:
+    """Random lines in Criteo's format, with values of a column by ``draw``."""
     rng = np.random.default_rng(0)
     with path.open("wb") as file:
         for start in range(0, rows, BLOCK_ROWS):
             count = min(BLOCK_ROWS, rows - start)
             columns = {"label": rng.integers(0, 2, count)}
             columns |= {name: rng.geometric(0.03, count) - 3 for name in INTEGERS}
-            for column, (name, size) in enumerate(zip(CATEGORIES, NUM_EMBEDDINGS, strict=True)):
-                ranks = rng.zipf(ZIPF_EXPONENT, count).astype(np.uint64) % np.uint64(size)
-                # Spread over the values of eight hexadecimal digits.
-                spread = (ranks * np.uint64(2654435761) + np.uint64(column)) % np.uint64(2**32 - 2**28)
-                columns[name] = spread + np.uint64(2**28)
+            columns |= {name: draw(rng, column, count) for column, name in enumerate(CATEGORIES)}
             frame = pl.DataFrame(columns).with_columns(pl.col(CATEGORIES).map_batches(_hexadecimal, pl.String))
             missing = rng.random((count, 39)) < 0.1
             frame = frame.with_columns(
@@ -116,18 +126,25 @@ def _unshared_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
+def slower(rates: Sequence[float], others: Sequence[float]) -> float:
+    """How many times as long the others take."""
+    return statistics.median(rates) / statistics.median(others)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--torchrec-rows", type=int, default=250_000)
+    parser.add_argument("--distinct-rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the logs and results go for a while (default: $TMPDIR)")
     parser.add_argument("--output", type=Path, help="Markdown file to write; printed as well")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
-        write_log(long := folder / "long", arguments.rows)
-        write_log(short := folder / "short", arguments.torchrec_rows)
+        write_log(long := folder / "long", arguments.rows, zipf_values)
+        write_log(short := folder / "short", arguments.torchrec_rows, zipf_values)
+        write_log(distinct := folder / "distinct", arguments.distinct_rows, other_values)
         dmt = [sys.executable, "-m", "dmt.cli", "preprocess", "criteo"]
         commands = {
             "TorchRec tsv_to_npys": (
@@ -136,6 +153,8 @@ def main() -> None:
             ),
             "plain polars": ([sys.executable, "-c", POLARS, str(long)], arguments.rows),
             VOCABULARY: ([*dmt, str(long), "--min-count", "2", "--output"], arguments.rows),
+            DISTINCT: ([*dmt, str(distinct), "--min-count", "1", "--output"], arguments.distinct_rows),
+            DISTINCT_HASH: ([*dmt, str(distinct), "--output"], arguments.distinct_rows),
             HASH: ([*dmt, str(long), "--output"], arguments.rows),
         }
         rates: dict[str, list[float]] = {name: [] for name in commands}
@@ -155,10 +174,11 @@ def main() -> None:
     base = statistics.median(rates["TorchRec tsv_to_npys"])
     lines = [
         *heading("Criteo text to the training format"),
-        f"{arguments.rows:,} rows, {text_bytes / 1e9:.2f} GB of text ({arguments.torchrec_rows:,} rows for TorchRec); "
+        f"{arguments.rows:,} rows, {text_bytes / 1e9:.2f} GB of text ({arguments.torchrec_rows:,} rows for TorchRec, "
+        f"{arguments.distinct_rows:,} in which no value comes twice, {26 * arguments.distinct_rows:,} values); "
         f"medians of {arguments.rounds} rounds; {os.cpu_count()} workers. dmt writes {bytes_a_row:.1f} bytes a row.",
-        "Vocabularies take "
-        f"{statistics.median(rates[HASH]) / statistics.median(rates[VOCABULARY]):.2f} times as long as hash mode.",
+        f"Vocabularies take {slower(rates[HASH], rates[VOCABULARY]):.2f} times as long as hash mode, and "
+        f"{slower(rates[DISTINCT_HASH], rates[DISTINCT]):.2f} times where no value comes twice.",
         "",
         "| | rows a second | lowest to highest | times TorchRec's | memory, MiB |",
         "|---|---|---|---|---|",
