@@ -38,7 +38,9 @@ from dmt.preprocess.vocabulary import (
     ValueTable,
     find_rows,
     merge_counts,
+    rows_in_cache,
     save_rows,
+    transposed,
 )
 from dmt.preprocess.workers import Tell
 
@@ -331,13 +333,16 @@ def encode_part(source: Source, values: PartReport, *, output: Path) -> PartRepo
         return done
     folder = source.folder(output, "values", values.part)
     rows, counts = np.load(folder / ROWS), ValueCounts.load(folder)
-    for index, name in enumerate(CATEGORIES):
+    columns = transposed(_values(rows))
+    for index, (name, column) in enumerate(zip(CATEGORIES, columns, strict=True)):
         # A table of the part's own values: one of the whole vocabulary may not fit into memory.
         distinct = np.ascontiguousarray(counts.column(index)[:, 0])
         of_distinct = find_rows(output / "values" / f"{name}_rows.npy", distinct)
         is_known = of_distinct >= NUM_SPECIAL
         table = ValueTable(distinct[is_known], of_distinct[is_known])
-        rows[:, _FIRST_ID + index] = table.rows(rows[:, _FIRST_ID + index].view(np.uint32))
+        column[:] = table.rows(column)
+    for some in rows_in_cache(len(rows)):
+        rows[some, _FIRST_ID:-1] = columns[:, some].T
     report = replace(values, checksum=zlib.crc32(rows.data))
     with _new_part(source.folder(output, PARTS, values.part), report) as folder:
         np.save(folder / ROWS, rows)

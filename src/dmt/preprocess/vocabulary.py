@@ -6,7 +6,7 @@ equally frequent ones by value. A value of 0 counts as missing.
 Shape legend: n values of a column, V of its vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ NUM_SPECIAL = 2
 # Some 600 MB while they are added up.
 ROWS_AT_A_TIME = 2**24
 _UNSEEN = 1
+_ROWS_IN_CACHE = 4096
 # A 32-bit number whose product with others spreads them well over the upper bits (Knuth's multiplicative hashing).
 _FACTOR = np.uint32(2654435761)
 
@@ -36,9 +37,9 @@ class ValueCounts:
     def of(cls, values: np.ndarray) -> "ValueCounts":
         """Count the values uint32 (n, F)."""
         counted = []
-        for column in range(values.shape[1]):
+        for ordered in transposed(values):
             # Sorting and measuring runs takes a third of the time of polars' group_by.
-            ordered = np.sort(values[:, column])
+            ordered.sort()
             starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + 1))
             counts = np.diff(starts, append=len(ordered)).astype(np.uint32)
             counted.append(np.stack([ordered[starts], counts], axis=1))
@@ -57,6 +58,20 @@ class ValueCounts:
     def column(self, index: int) -> np.ndarray:
         """uint32 (V, 2) of one column."""
         return self.table[self.ends[index] : self.ends[index + 1]]
+
+
+def transposed(table: np.ndarray) -> np.ndarray:
+    """(n, F) as a copy of shape (F, n)."""
+    columns = np.empty(table.shape[::-1], dtype=table.dtype)
+    for rows in rows_in_cache(len(table)):
+        columns[:, rows] = table[rows].T
+    return columns
+
+
+def rows_in_cache(num_rows: int) -> Iterator[slice]:
+    """As many rows at a time as a cache holds: columns of all of them would each be read from all of the memory."""
+    for start in range(0, num_rows, _ROWS_IN_CACHE):
+        yield slice(start, start + _ROWS_IN_CACHE)
 
 
 def merge_counts(
