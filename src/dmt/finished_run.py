@@ -11,6 +11,7 @@ import polars as pl
 import yaml
 
 from dmt.errors import UserInputError
+from dmt.whole_files import write_whole
 
 SUMMARY_FILE = "summary.json"
 _SEED = "seed_everything"
@@ -49,9 +50,7 @@ class RunSummary:
 
     def save(self, run_dir: Path) -> None:
         """Write ``summary.json`` into the run's folder, whole or not at all: by it a run counts as finished."""
-        new = run_dir / f".{SUMMARY_FILE}.new"
-        new.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
-        new.replace(run_dir / SUMMARY_FILE)
+        write_whole(run_dir / SUMMARY_FILE, json.dumps(asdict(self), indent=2, default=str) + "\n")
 
     @classmethod
     def load(cls, file: Path) -> "RunSummary":

@@ -202,9 +202,7 @@ class DmtCLI(LightningCLI):
         if int(os.environ.get("LOCAL_RANK", "0")) != 0:
             return
         self.check_layout()
-        checkpoint = self._get(self.config_init, "ckpt_path")
-        if checkpoint not in (None, "best", "last", "hpc", "registry"):
-            check_checkpoint(Path(checkpoint), option="--ckpt_path")
+        self.check_ckpt_path()
         self.check_monitors()
         self._check_run_folder()
         self.datamodule.prepare_data()
@@ -259,6 +257,12 @@ class DmtCLI(LightningCLI):
             )
         else:
             check_trainer(self.trainer)
+
+    def check_ckpt_path(self) -> None:
+        """Raise :class:`UserInputError` where it is neither one of Lightning's words nor a checkpoint."""
+        checkpoint = self._get(self.config_init, "ckpt_path")
+        if checkpoint not in (None, "best", "last", "hpc", "registry"):
+            check_checkpoint(Path(checkpoint), option="--ckpt_path")
 
     def check_monitors(self) -> None:
         """Raise :class:`UserInputError` for a wrong name of a metric, otherwise found after an epoch."""

@@ -11,7 +11,6 @@ import difflib
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -19,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from dmt.datamodules import ClickDataModule, TabularClicks
 from dmt.errors import UserInputError
-from dmt.lightning_cli import DmtCLI, NamedCLI, check_checkpoint, parsed_cli
+from dmt.lightning_cli import DmtCLI, NamedCLI, parsed_cli
 from dmt.modules import click_metrics
 from dmt.schema import CategoricalFeature, FeatureSchema
 
@@ -38,9 +37,7 @@ class _CheckedCLI(DmtCLI):
         self.check_layout()
         self.check_monitors()
         _check_result(self.trainer, self.datamodule)
-        checkpoint = self.config[subcommand].ckpt_path
-        if checkpoint not in (None, "best", "last", "hpc", "registry"):
-            check_checkpoint(Path(checkpoint), option="--ckpt_path")
+        self.check_ckpt_path()
         if _is_schema_known(self.datamodule):
             self.description()  # makes the model, without storage, and places it
 

@@ -43,6 +43,7 @@ from dmt.preprocess.vocabulary import (
     transposed,
 )
 from dmt.preprocess.workers import Tell
+from dmt.whole_files import whole
 
 NUM_SHOWN = 10
 MANIFEST = "manifest.json"
@@ -304,26 +305,26 @@ def make_vocabulary(folders: Sequence[Path], column: int, *, min_count: int, out
     if not file.exists():
         values = merge_counts(folders, column=column, min_count=min_count)
         save_rows(values, of_rows)
-        unfinished = file.with_name(f".{file.name}")
-        np.save(unfinished, values)
-        unfinished.rename(file)
+        with whole(file) as unfinished:
+            np.save(unfinished, values)
     return len(np.load(file, mmap_mode="r"))
 
 
 def write_vocabularies(output: Path) -> None:
     """Write the vocabularies that :func:`make_vocabulary` has made as one file, of the columns one after the other."""
     schema = pa.schema({"feature": pa.dictionary(pa.int32(), pa.string()), "value": pa.uint32()})
-    unfinished = output / f".{VOCABULARY}"
     # Hashes compress to what they are.
     compression = {"feature": "zstd", "value": "none"}
-    with pq.ParquetWriter(unfinished, schema, use_dictionary=["feature"], compression=compression) as writer:
+    with (
+        whole(output / VOCABULARY) as unfinished,
+        pq.ParquetWriter(unfinished, schema, use_dictionary=["feature"], compression=compression) as writer,
+    ):
         for name in CATEGORIES:
             values = np.load(output / "values" / f"{name}_values.npy", mmap_mode="r")
             for start in range(0, len(values), ROWS_AT_A_TIME):
                 piece = pa.array(values[start : start + ROWS_AT_A_TIME])
                 names = pa.DictionaryArray.from_arrays(np.zeros(len(piece), np.int32), [name])
                 writer.write_table(pa.table([names, piece], schema=schema))
-    unfinished.rename(output / VOCABULARY)
 
 
 def encode_part(source: Source, values: PartReport, *, output: Path) -> PartReport:

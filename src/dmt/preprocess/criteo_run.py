@@ -21,6 +21,7 @@ from dmt.preprocess.criteo import (
     NUM_SHOWN,
     OPTIONS,
     PARTS,
+    VOCABULARY,
     ConversionOptions,
     Hashing,
     PartReport,
@@ -38,6 +39,7 @@ from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
 from dmt.preprocess.vocabulary import NUM_SPECIAL
 from dmt.preprocess.workers import Tell, Workers
 from dmt.schema import CategoricalFeature, FeatureSchema
+from dmt.whole_files import write_whole
 
 Task = Callable[[Tell], list[PartReport]]
 
@@ -94,9 +96,7 @@ def preprocess_criteo(
         if not (output / MANIFEST).exists():
             with Workers(workers) as pool:
                 manifest = _convert(pool, sources, output, options=options, splits=splits, on_part=on_part)
-            unfinished = output / f".{MANIFEST}"
-            unfinished.write_text(json.dumps(manifest, indent=1))
-            unfinished.rename(output / MANIFEST)
+            write_whole(output / MANIFEST, json.dumps(manifest, indent=1))
         shutil.rmtree(output / "values", ignore_errors=True)
         done: Mapping[str, Any] = json.loads((output / MANIFEST).read_text())
     return done
@@ -121,7 +121,8 @@ def _convert(
         folders = count_training(sources, reports, num_rows=num_train, output=output)
         make = partial(_make_vocabulary, folders, min_count=options.categories.min_count, output=output)
         sizes = pool.run([partial(make, column) for column in range(len(CATEGORIES))])
-        write_vocabularies(output)
+        if not (output / VOCABULARY).exists():
+            write_vocabularies(output)
         encoding = [
             partial(_told, partial(encode_part, sources[report.source], report, output=output)) for report in reports
         ]
@@ -163,9 +164,7 @@ def start_output(output: Path, *, sources: Sequence[Source], options: Conversion
             raise UserInputError(f"--output {output}: it was begun with other {told}; give another folder or remove it")
     elif output.exists() and (not output.is_dir() or {file.name for file in output.iterdir()} - {f".{OPTIONS}"}):
         raise UserInputError(f"--output {output}: it exists and is not of dmt preprocess; give another folder")
-    unfinished = output / f".{OPTIONS}"
-    unfinished.write_text(json.dumps(wanted))
-    unfinished.rename(file)
+    write_whole(file, json.dumps(wanted))
 
 
 @contextmanager

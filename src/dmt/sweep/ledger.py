@@ -12,7 +12,6 @@ Files appear whole or not at all, so that a kill at any moment leaves a record t
 import csv
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +20,7 @@ from typing import IO, Any, Literal, TypeVar, get_args
 
 from dmt.errors import UserInputError
 from dmt.sweep.parameters import flatten
+from dmt.whole_files import whole, write_whole
 
 State = Literal["running", "interrupted", "finished", "failed", "stopped"]
 Record = TypeVar("Record", "Trial", "Result")
@@ -186,10 +186,8 @@ class Ledger:
                     told.reason,
                 ]
             )
-        path = self.folder / ".results.csv.new"
-        with path.open("w", newline="") as file:
+        with whole(self.folder / "results.csv") as path, path.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
-        path.replace(self.folder / "results.csv")
 
     def _check_folder(self) -> None:
         path = self.folder / "sweep.json"
@@ -222,16 +220,6 @@ class Ledger:
                 ended = _record(Result, result)
                 trial = replace(trial, result=ended, state=ended.state)
             self.trials[trial.id] = trial
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write a file such that a reader, also one after a crash, finds the old content or the new."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("w") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def check_files(trials: Sequence[Trial], current: Mapping[str, Mapping[str, str]]) -> None:

@@ -13,12 +13,13 @@ from dmt.errors import UserInputError
 from dmt.sweep.algorithms import stopped_by_hyperband
 from dmt.sweep.commandline import expand, named_files
 from dmt.sweep.history import last_lines, last_reported, metric_history, summary
-from dmt.sweep.ledger import Ledger, Result, Trial, write_whole
+from dmt.sweep.ledger import Ledger, Result, Trial
 from dmt.sweep.parameters import text
 from dmt.sweep.process import TrialProcess, end_all
 from dmt.sweep.progress import SweepProgress
 from dmt.sweep.proposals import Proposals, observation
 from dmt.sweep.spec import SweepSpec
+from dmt.whole_files import write_whole
 
 _POLL_S = 0.1
 _HISTORY_EVERY_S = 2.0

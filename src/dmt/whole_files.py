@@ -1,0 +1,23 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write in place of another: a reader, also one after a crash, finds the old content or the new."""
+    # Hidden, and with the ending that some writers go by.
+    unfinished = path.with_name(f".{path.name}")
+    yield unfinished
+    unfinished.replace(path)
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Write text as :func:`whole` does, onto the disk."""
+    with whole(path) as unfinished, unfinished.open("w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
