@@ -297,6 +297,34 @@ def test_bad_lines_end_the_run_or_are_left_out(tmp_path: Path) -> None:
         convert([tmp_path / "late.gz"], tmp_path / "late_gzip", fractions=(1, 0, 0), part_bytes=100_000)
 
 
+@pytest.mark.parametrize("damage", ["cut", "wrong block", "wrong checksum"])
+@pytest.mark.parametrize("part_bytes", [100_000, 10_000_000])
+def test_a_damaged_gzip_file_is_read_as_far_as_it_goes(tmp_path: Path, damage: str, part_bytes: int) -> None:
+    lines = draw_lines(np.random.default_rng(4), 4000)
+    text = write_log(tmp_path / "log", lines).read_bytes()
+    zipped = bytearray(gzip.compress(text, compresslevel=0 if damage == "wrong block" else 9))
+    if damage == "cut":
+        zipped = zipped[: len(zipped) // 2]
+    elif damage == "wrong block":
+        start = 10  # of the first block, behind the file's header
+        for _ in range(5):
+            start += 5 + int.from_bytes(zipped[start + 1 : start + 3], "little")
+        zipped[start + 1] ^= 0xFF  # its length, of which there is a second copy
+    else:
+        zipped[-6] ^= 0xFF
+    (tmp_path / "log.gz").write_bytes(zipped)
+    output = tmp_path / "out"
+    wanted = r"log.gz, line [0-9]+: damaged gzip file \(.*\), fetch it again; mend it, or give --on-bad-lines skip"
+    with pytest.raises(ValueError, match=wanted):
+        convert([tmp_path / "log.gz"], output, fractions=(1, 0, 0), part_bytes=part_bytes)
+    done = convert([tmp_path / "log.gz"], output, fractions=(1, 0, 0), part_bytes=part_bytes, skip_bad_lines=True)
+    assert done["bad_lines"] == 1  # in place of all that follow
+    (num_kept,) = (source["rows"] for source in done["sources"])
+    assert (num_kept == 4000) == (damage == "wrong checksum") and num_kept > 1000
+    assert f"log.gz, line {num_kept + 1}: damaged gzip file (" in done["first_bad_lines"][0]
+    assert_split(output, "train", lines[:num_kept])
+
+
 def test_the_command_tells_what_it_did(
     days: tuple[Path, list[Lines]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,7 +401,7 @@ def test_the_command_starts_without_torch() -> None:
         (["day_9"], [], "day_9: no such file"),
         (["empty"], [], "empty: it is empty; fetch it again"),
         (["plain.gz"], [], "plain.gz: not a gzip file; rename it if it is plain text"),
-        (["cut.gz"], [], "cut.gz: damaged gzip file"),
+        (["cut.gz"], [], ": damaged gzip file (Compressed file ended before"),
         (["one_line"], [], "one_line: no line end in a mebibyte"),
         (["day_0", "day_2"], [], "day_1 is missing between"),
         (["day_0", "log", "day_2"], [], "day_1 is missing between"),

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from dmt.errors import UserInputError
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, NUM_COLUMNS, BadLine, Lines, read_lines
 from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
-from dmt.preprocess.text_parts import chunks, count_lines, open_text, seek_line, skip
+from dmt.preprocess.text_parts import chunks, count_lines, seek_line, skip
 from dmt.preprocess.vocabulary import (
     NUM_SPECIAL,
     ROWS_AT_A_TIME,
@@ -142,7 +142,7 @@ def convert_text(source: PlainText, part: int, *, options: ConversionOptions, ou
     done = read_report(source.folder(output, options.stage, part))
     if done is not None:
         return done
-    with open_text(source.path) as file:
+    with source.path.open("rb") as file:
         start = seek_line(file, part * options.part_bytes, path=source.name)
         texts = chunks(file, path=source.name, num_bytes=(part + 1) * options.part_bytes - start)
         try:

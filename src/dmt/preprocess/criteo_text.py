@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from dmt.preprocess.text_parts import DAMAGE
+
 INTEGERS = tuple(f"I{index}" for index in range(1, 14))
 CATEGORIES = tuple(f"C{index}" for index in range(1, 27))
 LABEL = "label"
@@ -112,6 +114,8 @@ def _tell_apart(text: bytes) -> tuple[bytes, list[BadLine]]:
 def _fault(line: bytes) -> str | None:
     """What is wrong with a line."""
     values = line.split(b"\t")
+    if DAMAGE in line:
+        return line[line.index(DAMAGE) + 1 :].decode(errors="replace")
     if not line:
         return "it is empty"
     if line.endswith(b"\r"):

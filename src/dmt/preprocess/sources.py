@@ -19,7 +19,7 @@ import polars as pl
 from dmt.errors import UserInputError
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, BadLine, Lines, scale_integers
 from dmt.preprocess.dataset_text import HUB, is_dataset, open_dataset
-from dmt.preprocess.text_parts import CHUNK_BYTES, is_gzip, open_text
+from dmt.preprocess.text_parts import CHUNK_BYTES, is_gzip, open_gzip
 
 _DAY = re.compile(r"day_(\d+)(?:\.gz|_dense\.npy)?")
 _DENSE = "_dense.npy"
@@ -92,7 +92,7 @@ class GzipText(TextStream):
             return round(len(beginning) * self.path.stat().st_size / file.tell())
 
     def open(self) -> AbstractContextManager[IO[bytes]]:
-        return open_text(self.path)
+        return open_gzip(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

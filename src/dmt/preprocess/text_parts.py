@@ -4,6 +4,7 @@ Parts are cut by bytes of text, so that they are the same however many of them a
 """
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from dmt.errors import UserInputError
 CHUNK_BYTES = 16 * 2**20
 # The longest line of a click log is some hundred bytes.
 MAX_LINE_BYTES = 2**20
+# Begins what stands in place of the rest of a gzip file. No line of numbers has it, so that the line is a bad one.
+DAMAGE = b"\0damaged gzip file"
 
 
 def is_gzip(path: Path) -> bool:
@@ -24,18 +27,32 @@ def is_gzip(path: Path) -> bool:
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[IO[bytes]]:
-    """Open a plain or gzip file; a damaged one ends with a line that names it.
+def open_gzip(path: Path) -> Iterator[IO[bytes]]:
+    """Open the text of a gzip file; where that is cut short or wrong, the text ends with ``DAMAGE`` and the reason."""
+    with gzip.open(path) as text, io.BufferedReader(_UntilDamage(text), buffer_size=2**20) as file:
+        yield file
 
-    Raises:
-        UserInputError: the compressed data is cut short or wrong.
-    """
-    try:
-        opener: Any = gzip.open if is_gzip(path) else open
-        with opener(path, "rb") as file:
-            yield file
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserInputError(f"{path}: damaged gzip file ({error}); fetch it again") from None
+
+class _UntilDamage(io.RawIOBase):
+    """What can be read of a gzip file."""
+
+    def __init__(self, text: gzip.GzipFile) -> None:
+        self._text = text
+        self._last: bytes | None = None  # what is left to tell once the file has proved damaged
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._last is None:
+            try:
+                read = self._text.read1(len(buffer))  # one piece, since an error loses all that a call has read
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                self._last = DAMAGE + f" ({error}), fetch it again".encode()
+        if self._last is not None:
+            read, self._last = self._last[: len(buffer)], self._last[len(buffer) :]
+        buffer[: len(read)] = read
+        return len(read)
 
 
 def chunks(file: IO[bytes], *, path: str, num_bytes: int) -> Iterator[bytes]:
