@@ -1,3 +1,4 @@
+import threading
 from itertools import chain, islice
 
 import numpy as np
@@ -166,6 +167,23 @@ def test_a_position_inside_an_epoch_needs_the_same_order(option):
     make_loader().load_state_dict(between_epochs)
 
 
+def test_a_batch_is_made_while_the_one_before_it_is_used():
+    made = threading.Semaphore(0)
+
+    class Watched(Numbers):
+        def batch(self, indices):
+            made.release()
+            return super().batch(indices)
+
+    sampler = GlobalBatchSampler(num_samples=9, global_batch_size=2)
+    batches = iter(ClickLoader(Watched(9), batch_sampler=sampler))
+    assert next(batches) == [0, 1]
+    # Far longer than a batch takes: it is waited out only where none is made ahead.
+    assert made.acquire(timeout=60) and made.acquire(timeout=60)
+    assert not made.acquire(timeout=0.2)  # and no more than one
+    assert list(batches) == [[2, 3], [4, 5], [6, 7], [8]]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_make_the_same_batches_ahead(num_workers):
     data = SyntheticClicks(
@@ -203,14 +221,15 @@ def assert_same(found, wanted):
         assert one.sparse_features.keys() == other.sparse_features.keys()
 
 
-def test_an_error_of_a_worker_is_told():
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_a_batch_is_told(num_workers):
     class Broken(Numbers):
         def batch(self, indices):
             raise UserInputError("rows.npy: it is gone")
 
     sampler = GlobalBatchSampler(num_samples=5, global_batch_size=2)
     with pytest.raises(UserInputError, match="it is gone"):
-        list(EvaluationLoader(Broken(5), batch_sampler=sampler, num_workers=1))
+        list(EvaluationLoader(Broken(5), batch_sampler=sampler, num_workers=num_workers))
 
 
 def test_pinned_memory_is_asked_for_where_there_is_cuda(monkeypatch):

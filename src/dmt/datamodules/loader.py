@@ -4,6 +4,7 @@ Shape legend: B samples of this rank's batch, GB samples of one global batch, G 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from numbers import Integral
 from typing import Protocol
@@ -113,14 +114,16 @@ class _Batches(Dataset[Batch]):
 
 
 def draw_batches(dataset: ClickDataset, steps: Iterable[np.ndarray], *, num_workers: int) -> Iterator[Batch]:
-    """Batches in the order of the steps; on a machine with CUDA in pinned memory, from which copies do not wait.
+    """Batches in the order of the steps, each drawn by a thread while the one before it is used.
+
+    On a machine with CUDA they are in pinned memory, from which copies do not wait.
 
     Args:
         dataset: where batches come from.
         steps: the samples of each of them.
-        num_workers: processes that make batches ahead; with 0 this one makes each when it is asked for.
+        num_workers: processes that make batches further ahead; with 0 the thread makes them.
     """
-    return iter(
+    batches = iter(
         DataLoader(
             _Batches(dataset),
             sampler=steps,
@@ -130,6 +133,11 @@ def draw_batches(dataset: ClickDataset, steps: Iterable[np.ndarray], *, num_work
             pin_memory=torch.cuda.is_available(),
         )
     )
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def _as_it_is(batch: Batch) -> Batch:

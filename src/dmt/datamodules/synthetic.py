@@ -200,10 +200,11 @@ class SyntheticSamples:
     def batch(self, indices: np.ndarray) -> Batch:
         """The samples at ``indices`` (B,), in that order; fast where they are neighbours."""
         numbers = np.unique(indices // BLOCK_SIZE) if len(indices) else np.zeros(1, np.int64)
-        self._last_blocks = {
-            number: self._last_blocks.get(number) or self._arrays(number) for number in numbers.tolist()
-        }
-        blocks = list(self._last_blocks.values())
+        # Not read again: another iteration's thread may ask for other blocks meanwhile.
+        kept = self._last_blocks
+        drawn = {number: kept.get(number) or self._arrays(number) for number in numbers.tolist()}
+        self._last_blocks = drawn
+        blocks = list(drawn.values())
         samples = blocks[0] if len(blocks) == 1 else ClickArrays.concatenate(blocks)
         places = np.searchsorted(numbers, indices // BLOCK_SIZE) * BLOCK_SIZE + indices % BLOCK_SIZE
         return samples.batch(places)
