@@ -1,9 +1,7 @@
 """Sweeps of a program that takes no time: what runs, what is recorded, and what is not run again."""
 
 import csv
-import io
 import json
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,6 @@ from dmt.cli import main
 from dmt.errors import UserInputError
 from dmt.sweep import SweepOutcome, run_sweep
 from dmt.sweep.ledger import Ledger
-from dmt.sweep.progress import checking
 
 Write = Callable[..., Path]
 
@@ -90,6 +87,24 @@ def test_failures_are_told_skipped_and_run_again_on_demand(
     assert starts(tmp_path) == [failed]
 
 
+def test_failures_of_trials_that_will_not_run_are_kept(write_sweep: Write, run: Callable, tmp_path: Path) -> None:
+    def write(*linked: dict, target: int = 9) -> Path:
+        metric = {"name": "test/score", "goal": "maximize", "target": target}
+        return write_sweep(metric=metric, parameters={"config": {"values": list(linked)}})
+
+    failing, sound = {"x": 2, "fail": "1"}, {"x": 3}
+    first, second = run(write({"x": 1, "fail": "1"}, failing)).trials
+    starts(tmp_path)
+    run(write(failing), retry_failed=True)
+    assert starts(tmp_path) == [second.id]
+    assert json.loads((first.folder / "result.json").read_text())["reason"] == "exit code 3"
+    assert [trial.state for trial in run(write(sound, failing, target=3)).trials] == ["finished", "failed"]
+    starts(tmp_path)
+    # The target is reached.
+    again = run(write(sound, failing, target=3), retry_failed=True)
+    assert starts(tmp_path) == [] and again.trials[1].result.reason == "exit code 3"
+
+
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
@@ -102,6 +117,23 @@ def test_runs_without_a_result_have_failed(command: list[str], reason: str, writ
     outcome = run(write_sweep(command=command), max_runs=1)
     [trial] = outcome.trials
     assert trial.state == "failed" and reason in trial.result.reason
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ('{"metrics": {"test/score": 1.0, "note": null}}', "summary.json: metrics.note=null is no number; write a"),
+        ('{"metrics": {"test/score": true}}', "metrics.test/score=true is no number"),
+        ('{"metrics": {"test/score": "high"}}', 'metrics.test/score="high" is no number'),
+        ('{"metrics": {"test/score": 1}, "samples_per_second": [1]}', "samples_per_second=[1] is no number"),
+        ('{"metrics": {"test/score": NaN}, "samples_per_second": null}', None),
+    ],
+)
+def test_what_is_no_number_fails_a_trial(told: str, reason: str | None, write_sweep: Write, run: Callable) -> None:
+    command = ["bash", "-c", f"echo '{told}' > $DMT_SAVE_DIR/summary.json", "${args}"]
+    trials = run(write_sweep(command=command, parameters={"x": {"values": [1, 2]}})).trials
+    assert [trial.state for trial in trials] == ["finished" if reason is None else "failed"] * 2
+    assert (reason or "") in trials[0].result.reason
 
 
 def test_a_trial_that_somebody_else_ends_is_interrupted(write_sweep: Write, run: Callable, tmp_path: Path) -> None:
@@ -132,6 +164,24 @@ def test_a_changed_configuration_is_refused(write_sweep: Write, run: Callable, t
     with pytest.raises(UserInputError, match=rf"{config} has changed since trial \w+ .*restore it, or give another"):
         run(path)
     config.write_text("x:   1  # as before")
+    assert len(run(path).trials) == 3
+
+
+def test_a_configuration_that_is_not_there_is_told(
+    write_sweep: Write, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("x: 1")
+    path = write_sweep(command=["${interpreter}", "-S", "${program}", "--file=config.yaml", "${args}"])
+    monkeypatch.chdir(tmp_path)
+    run(path, max_runs=1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    told = (
+        r"^config\.yaml, with which trial \w+ .* is not there; start from the directory of the first run, or restore it"
+    )
+    with pytest.raises(UserInputError, match=told):
+        run(path)
+    monkeypatch.chdir(tmp_path)
     assert len(run(path).trials) == 3
 
 
@@ -223,9 +273,18 @@ def test_hyperband_stops_the_worse_trial(write_sweep: Write, run: Callable, tmp_
     assert [trial.state for trial in run(path).trials] == ["finished", "finished", "stopped"]
 
 
-def test_a_target_ends_the_sweep(write_sweep: Write, run: Callable) -> None:
+def test_a_target_ends_the_sweep_for_good(
+    write_sweep: Write, run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_sweep(metric={"name": "test/score", "goal": "maximize", "target": 2})
-    assert [trial.parameters["x"] for trial in run(path).trials] == [1, 2]
+    outcome = run(path)
+    assert [trial.parameters["x"] for trial in outcome.trials] == [1, 2]
+    told = f"metric.target is reached by {outcome.trials[1].id}: no more trials are started"
+    assert capsys.readouterr().out.count(told) == 1 and len(starts(tmp_path)) == 2
+    assert run(path) == outcome and starts(tmp_path) == []
+    assert capsys.readouterr().out.count(told) == 1
+    main(["sweep", str(path), "--output", str(tmp_path / "out"), "--dry-run"])
+    assert told in capsys.readouterr().out
 
 
 def test_a_metric_that_runs_do_not_have_ends_the_sweep(write_sweep: Write, run: Callable) -> None:
@@ -290,20 +349,6 @@ def test_a_metric_of_training_counts_by_its_last_value(write_sweep: Write, run: 
     assert trial.result.metrics["train/loss"] == 0.5
 
 
-def test_a_bar_is_shown_while_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setenv("TERM", "xterm")
-    for file, is_seen in ((Screen(), True), (io.StringIO(), False)):
-        monkeypatch.setattr(sys, "stderr", file)
-        answers = checking(iter([None, None]), total=2)
-        # From the start: it is the first answer that takes long.
-        assert next(answers) is None and ("checking the trials' options" in file.getvalue()) == is_seen
-        assert list(answers) == [None]
-
-
 def test_arguments_in_a_file(write_sweep: Write, run: Callable) -> None:
     script = 'test -s "$0" && cp "$0" "$DMT_SAVE_DIR/seen.json"'
     path = write_sweep(command=["bash", "-c", script, "${args_json_file}"], parameters={"x": {"value": [1, None]}})
@@ -322,24 +367,3 @@ def test_from_python_with_no_file_and_in_a_thread(write_sweep: Write, tmp_path: 
     thread.start()
     thread.join()
     assert len(found[0].trials) == 3
-
-
-def test_dry_run_starts_nothing(write_sweep: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["sweep", str(write_sweep()), "--output", str(tmp_path / "out"), "--dry-run"])
-    told = capsys.readouterr().out
-    assert told.count("--x=") == 3 and "3 trials, 0 of them ended" in told
-    assert not (tmp_path / "out").exists()
-
-
-def test_wrong_command_lines_end_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    missing, wrong, misspelt = [], ["a.yaml", "--workers", "x"], ["a.yaml", "--wrkers", "2"]
-    for arguments, fix in (
-        (missing, "see dmt sweep --help"),
-        (wrong, "see dmt sweep --help"),
-        (misspelt, "--workers?"),
-    ):
-        with pytest.raises(SystemExit) as exit_info:
-            main(["sweep", *arguments])
-        assert exit_info.value.code == 2
-        [line] = capfd.readouterr().err.splitlines()
-        assert line.startswith("dmt: error: ") and line.endswith(fix)

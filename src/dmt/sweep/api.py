@@ -13,7 +13,7 @@ from dmt.sweep.commandline import expand, named_files
 from dmt.sweep.ledger import Ledger, Trial, check_files
 from dmt.sweep.process import kill_leftovers
 from dmt.sweep.progress import SweepProgress, warn
-from dmt.sweep.proposals import Planned, Proposals, proposals
+from dmt.sweep.proposals import Planned, Proposals, proposals, target_note
 from dmt.sweep.runner import Runner, ending_on_signals
 from dmt.sweep.spec import SweepSpec, naming, read_spec
 
@@ -63,6 +63,22 @@ class Plan:
     ledger: Ledger
     proposals: Proposals
 
+    @property
+    def wanted(self) -> list[Trial]:
+        """Trials in its folder that belong to the file as it is now."""
+        return self.proposals.wanted(self.ledger.trials)
+
+    @property
+    def target_note(self) -> str | None:
+        """Why no trial will be started, where one has reached the target; else None."""
+        return target_note(self.spec, self.wanted)
+
+    @property
+    def to_retry(self) -> list[Trial]:
+        """The failed trials that ``retry_failed`` runs again."""
+        # Of one that will not be started the reason is all there is.
+        return [] if self.target_note else [trial for trial in self.wanted if trial.state == "failed"]
+
 
 def run_sweep(
     sweep: str | Path | Mapping[str, Any],
@@ -77,6 +93,9 @@ def run_sweep(
 
     Trials that have ended in an earlier call with the same output are not run again; one that was interrupted is
     started anew.
+
+    A program other than ``dmt fit`` leaves one ``summary.json`` below ``$DMT_SAVE_DIR``, else the trial has failed:
+    ``{"metrics": {NAME: NUMBER, ...}, "samples_per_second": NUMBER}``, where samples_per_second may be left out.
 
     Args:
         sweep: a file, or its content.
@@ -101,8 +120,8 @@ def run_sweep(
         ledger.open()
         kill_leftovers(ledger.folder)
         if retry_failed:
-            ledger.forget_failed()
-        done = [trial for trial in plan.proposals.wanted(ledger.trials) if trial.result is not None]
+            ledger.forget(plan.to_retry)
+        done = [trial for trial in plan.wanted if trial.result is not None]
         points = list(plan.proposals.points.values()) if isinstance(plan.proposals, Planned) else []
         progress = SweepProgress(done=len(done), metric=plan.spec.metric, points=points if len(points) > 1 else [])
         with ending_on_signals() as signals, progress:
@@ -123,7 +142,7 @@ def run_sweep(
         raise SystemExit(128 + signals.received)
     return SweepOutcome(
         output=ledger.folder,
-        trials=tuple(plan.proposals.wanted(ledger.trials)),
+        trials=tuple(plan.wanted),
         metric=plan.spec.metric,
         maximize=plan.spec.maximize,
     )

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from dmt.errors import UserInputError, nearest
@@ -21,8 +22,8 @@ from dmt.sweep.spec import SweepSpec
 def check_trials(spec: SweepSpec, asked: Proposals, ledger: Ledger) -> None:
     """Check the trials' options and values as `dmt fit` does, all in one process that trains nothing.
 
-    Enough trials are taken for each value of each parameter to occur once. A command that runs something else is
-    checked for its program only.
+    Enough trials are taken for each value of each parameter to occur once, and of a range of reals the least and the
+    greatest that is drawn. A command that runs something else is checked for its program only.
 
     Raises:
         UserInputError: a trial could not run, or those that have finished lack the metric.
@@ -39,7 +40,7 @@ def check_trials(spec: SweepSpec, asked: Proposals, ledger: Ledger) -> None:
         return
     if any(LINKED in point for point in points) and any(word.startswith("${args_json") for word in spec.command):
         raise UserInputError(f"a parameter {LINKED} cannot be in ${{args_json}}; use ${{args}} in command")
-    chosen = _covering(points)
+    chosen = _covering(points, spec.config["parameters"])
     trials = [{"options": fit_options(expand(spec.command, point)), "names": list(flatten(point))} for point in chosen]
     wrong = _ask({"base": options, "trials": trials, "metric": spec.metric, "early": spec.stops_early})
     if wrong is None:
@@ -70,16 +71,43 @@ def _points(asked: Proposals, ledger: Ledger) -> list[dict[str, Any]]:
     return [] if proposed is None else [proposed[1]]
 
 
-def _covering(points: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Points in which each value of each parameter occurs, in order."""
+def _covering(points: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Points in which each value of each parameter occurs, of a range of reals the least and the greatest, in order.
+
+    Each point draws a real of its own, and to check one takes a second.
+    """
+    drawn = [list(_drawn("", parameters, point)) for point in points]
+    reals: dict[str, list[float]] = {}
+    for name, entry, value in chain.from_iterable(drawn):
+        if _is_of_range(entry, value):
+            reals.setdefault(name, []).append(value)
+    ends = {name: (min(values), max(values)) for name, values in reals.items()}
     seen: set[tuple[str, str]] = set()
     chosen = []
-    for point in points:
-        values = {(name, text(value)) for name, value in point.items()}
+    for point, parts in zip(points, drawn, strict=True):
+        values = {(name, text(value)) for name, _, value in parts if name not in ends or value in ends[name]}
         if values - seen:
             chosen.append(point)
             seen |= values
     return chosen
+
+
+def _drawn(
+    place: str, parameters: Mapping[str, Any], point: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
+    """Name, entry in the file and value of each parameter, nested ones each for itself."""
+    for name, value in point.items():
+        entry = parameters[name]
+        if isinstance(entry.get("parameters"), Mapping):
+            yield from _drawn(f"{place}{name}.", entry["parameters"], value)
+        else:
+            yield f"{place}{name}", entry, value
+
+
+def _is_of_range(entry: Mapping[str, Any], value: Any) -> bool:
+    """Whether a value is drawn from a range of reals; whole numbers and steps count as if they were listed."""
+    is_stepped = str(entry.get("distribution")).startswith("q_")
+    return isinstance(value, float) and not is_stepped and not {"value", "values"} & set(entry)
 
 
 def _ask(question: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,10 +1,11 @@
 """``dmt sweep``: its options, and what it prints at the end."""
 
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 from dmt.errors import OneLineParser
-from dmt.sweep.api import SweepOutcome, make_plan, run_sweep
+from dmt.sweep.api import Plan, SweepOutcome, make_plan, run_sweep
 from dmt.sweep.commandline import expand
 from dmt.sweep.parameters import flatten, text
 from dmt.sweep.proposals import Planned
@@ -16,6 +17,9 @@ Run a sweep file in W&B's format on this machine, with no account, server or net
 Each trial is a process of the file's command in a folder of its own, DIR/TRIAL, with all that the run leaves and
 log.txt. DIR/results.csv has a row for each trial and is rewritten after each. The same command again goes on after
 Ctrl-C, a kill or a crash, and runs what has been added to the file's lists.
+
+A program other than `dmt fit` leaves one summary.json below the folder $DMT_SAVE_DIR, else the trial has failed:
+{"metrics": {NAME: NUMBER, ...}, "samples_per_second": NUMBER}, where samples_per_second may be left out.
 """
 
 
@@ -23,7 +27,12 @@ def run_sweep_command(arguments: list[str]) -> None:
     """``dmt sweep FILE``; exit code 1 where trials failed."""
     parser = OneLineParser(prog="dmt sweep", description=_DESCRIPTION)
     parser.add_argument("file", type=Path, help="sweep file, such as configs/sweeps/tower_count.yaml")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="the sweep's folder (default runs/sweeps/NAME)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="the sweep's folder (default runs/sweeps/ and the file's name without its suffix)",
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time (default 1)")
     parser.add_argument(
         "--threads_per_worker", type=int, metavar="M", help="CPU threads of a trial (default: workers share the cores)"
@@ -38,7 +47,8 @@ def run_sweep_command(arguments: list[str]) -> None:
     options = parser.parse_args(arguments[1:])
     try:
         if options.dry_run:
-            _print_plan(options.file, options.output, options.max_runs)
+            plan = make_plan(options.file, output=options.output, max_runs=options.max_runs)
+            _print_plan(plan, retried={trial.id for trial in plan.to_retry} if options.retry_failed else ())
             return
         outcome = run_sweep(
             options.file,
@@ -55,16 +65,20 @@ def run_sweep_command(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _print_plan(file: Path, output: Path | None, max_runs: int | None) -> None:
-    plan = make_plan(file, output=output, max_runs=max_runs)
+def _print_plan(plan: Plan, *, retried: Collection[str]) -> None:
     trials = plan.ledger.trials
+    if plan.target_note:
+        print(plan.target_note)
     if not isinstance(plan.proposals, Planned):
-        print(f"bayes: {plan.proposals.total(trials)} trials, {len(trials)} started; each follows from those before")
+        again = f", {len(retried)} failed to be run again" if retried else ""
+        total = plan.proposals.total(trials)
+        print(f"bayes: {total} trials, {len(trials)} started{again}; each follows from those before")
         return
     for name, point in plan.proposals.points.items():
         state = trials[name].state if name in trials else "new"
-        print(f"{name} {state}: {shlex.join(expand(plan.spec.command, point))}")
-    done = sum(trial.result is not None for trial in plan.proposals.wanted(trials))
+        again = ", to be run again" if name in retried else ""
+        print(f"{name} {state}{again}: {shlex.join(expand(plan.spec.command, point))}")
+    done = sum(trial.result is not None and trial.id not in retried for trial in plan.wanted)
     print(f"{len(plan.proposals.points)} trials, {done} of them ended, in {plan.ledger.folder}")
 
 

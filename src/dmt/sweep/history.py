@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dmt.sweep.parameters import is_real
+
 
 def metric_history(folder: Path, metric: str) -> list[float]:
     """The values of a metric that a run has reported so far, in order, from the metrics.csv that CSVLogger writes."""
@@ -48,6 +50,14 @@ def summary(folder: Path) -> dict[str, Any] | str:
         return f"{found[0].name} is not JSON"
     if not isinstance(told, dict) or not isinstance(told.get("metrics"), dict):
         return f"{found[0].name} has no metrics"
+    values = {f"metrics.{name}": value for name, value in told["metrics"].items()}
+    if told.get("samples_per_second") is not None:
+        values["samples_per_second"] = told["samples_per_second"]
+    wrong = next((name for name, value in values.items() if not is_real(value)), None)
+    if wrong is not None:
+        # It may be a whole table.
+        shown = json.dumps(values[wrong])[:40]
+        return f"{found[0].name}: {wrong}={shown} is no number; write a number, or leave it out"
     return told
 
 

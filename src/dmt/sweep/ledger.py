@@ -12,8 +12,9 @@ Files appear whole or not at all, so that a kill at any moment leaves a record t
 import csv
 import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, get_args
@@ -160,9 +161,9 @@ class Ledger:
         self.write_results()
         return ended
 
-    def forget_failed(self) -> None:
-        """Take failed trials for interrupted ones: they are started anew."""
-        for trial in [trial for trial in self.trials.values() if trial.state == "failed"]:
+    def forget(self, trials: Iterable[Trial]) -> None:
+        """Take trials that have ended for interrupted ones: they are started anew."""
+        for trial in trials:
             (trial.folder / "result.json").unlink()
             self.trials[trial.id] = replace(trial, result=None, state="interrupted")
 
@@ -230,9 +231,16 @@ def check_files(trials: Sequence[Trial], current: Mapping[str, Mapping[str, str]
         current: by trial, digests of the files that it would read now.
 
     Raises:
-        UserInputError: a file has changed.
+        UserInputError: a file has changed, or is not there now.
     """
     for trial in trials:
+        # First, since what a missing file names is not looked at either.
+        missing = next((name for name in trial.files if not os.path.isfile(name)), None)
+        if missing is not None:
+            raise UserInputError(
+                f"{missing}, with which trial {trial.id} in {trial.folder.parent} was run, is not there; start from "
+                "the directory of the first run, or restore it"
+            )
         files = current[trial.id]
         for name in {**trial.files, **files}:
             if trial.files.get(name) != files.get(name):

@@ -49,6 +49,11 @@ def text(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, Mapping | list) else str(value)
 
 
+def is_real(value: object) -> bool:
+    """Whether a value of a YAML or JSON file is a number, nan included; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def trial_id(*, parameters: Mapping[str, Any], command: Sequence[str]) -> str:
     """The name of a trial: equal for equal parameters and commands, on any machine."""
     identity = json.dumps([list(command), parameters], sort_keys=True)

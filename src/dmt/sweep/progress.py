@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dmt.sweep.ledger import Trial
 from dmt.sweep.parameters import flatten, text
@@ -107,13 +107,15 @@ class SweepProgress:
 
 
 def checking(answers: Iterable[T], *, total: int) -> Iterator[T]:
-    """The answers on trials' options, with a bar where standard error is a terminal.
+    """The answers on trials' options, with a bar, the time taken and left, where standard error is a terminal.
 
     Unlike that of :func:`dmt.waiting.waiting` it is there from the start: the first answer takes longest.
     """
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    # 80 characters hold a thousand trials.
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=15), MofNCompleteColumn()
+    times = TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left")
+    with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield from bar.track(answers, total=total, description="checking the trials' options")
 
 

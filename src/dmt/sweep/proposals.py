@@ -1,6 +1,6 @@
 """Which trial comes next: a list known from the start for grid and random, one at a time for bayes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from dmt.errors import UserInputError
@@ -108,6 +108,15 @@ def proposals(spec: SweepSpec, trials: Mapping[str, Trial], *, max_runs: int | N
         new = [name for name in by_id if name not in kept][: max(0, min(caps) - len(kept))]
         by_id = {name: point for name, point in by_id.items() if name in kept or name in new}
     return Planned(by_id)
+
+
+def target_note(spec: SweepSpec, trials: Iterable[Trial]) -> str | None:
+    """What to say where a finished trial has reached ``metric.target``, after which none is started; else None."""
+    for trial in trials:
+        value = trial.result.metrics.get(spec.metric or "") if trial.result is not None else None
+        if trial.state == "finished" and value is not None and spec.reached_target(value):
+            return f"metric.target is reached by {trial.id}: no more trials are started"
+    return None
 
 
 def observation(trial: Trial, history: Sequence[float] | None = None) -> Observation:

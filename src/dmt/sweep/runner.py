@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
@@ -17,7 +17,7 @@ from dmt.sweep.ledger import Ledger, Result, Trial
 from dmt.sweep.parameters import text
 from dmt.sweep.process import TrialProcess, end_all
 from dmt.sweep.progress import SweepProgress
-from dmt.sweep.proposals import Proposals, observation
+from dmt.sweep.proposals import Proposals, observation, target_note
 from dmt.sweep.spec import SweepSpec
 from dmt.whole_files import write_whole
 
@@ -85,6 +85,7 @@ class Runner:
             UserInputError: a trial has finished without the metric that the file names.
         """
         try:
+            self._look_for_target(self._proposals.wanted(self._ledger.trials))
             while not signals.received:
                 self._fill()
                 if not self._running:
@@ -198,9 +199,13 @@ class Runner:
                 f"{self._spec.source}: early_terminate needs {metric} while a trial runs, and {trial.id} has none in "
                 "a metrics.csv; name a val/ metric and use CSVLogger, or remove early_terminate"
             )
-        if self._spec.reached_target(trial.result.metrics[metric]) and not self._target_reached:
+        self._look_for_target([trial])
+
+    def _look_for_target(self, trials: Iterable[Trial]) -> None:
+        note = None if self._target_reached else target_note(self._spec, trials)
+        if note is not None:
             self._target_reached = True
-            self._progress.line(f"metric.target is reached by {trial.id}: no more trials are started")
+            self._progress.line(note)
 
     def _stop_early(self) -> None:
         metric = str(self._spec.metric)

@@ -11,6 +11,7 @@ import yaml
 
 from dmt.errors import UserInputError, nearest
 from dmt.sweep.algorithms import violations
+from dmt.sweep.parameters import is_real
 
 _METHODS = ("grid", "random", "bayes")
 _GOALS = ("minimize", "maximize")
@@ -179,7 +180,7 @@ def _check_early_terminate(config: Mapping[str, Any]) -> None:
     if "max_iter" in rule and "s" not in rule:
         raise UserInputError("early_terminate: max_iter needs s, how many times to look; add it, or give min_iter only")
     eta = rule.get("eta", 3)
-    if not _is_real(eta) or eta <= 1:
+    if not is_real(eta) or eta <= 1:
         raise UserInputError(f"early_terminate.eta={eta}: give a number above 1")
     for name in ("min_iter", "max_iter", "s"):
         # Of max_iter the first look is at max_iter / eta, which has to be a report.
@@ -189,10 +190,6 @@ def _check_early_terminate(config: Mapping[str, Any]) -> None:
             raise UserInputError(f"early_terminate.{name}={value}: give a whole number, at least {least}")
     if not isinstance(rule.get("strict", False), bool):
         raise UserInputError(f"early_terminate.strict={rule['strict']}: give true or false")
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_parameters(config: Mapping[str, Any]) -> None:
