@@ -21,7 +21,7 @@ import numpy as np
 from common import finished_trials, heading, parse_sweep, publish
 from scipy.stats import norm
 
-from dmt.runs import p_text, p_value
+from dmt.runs import holm, p_text, p_value
 
 FLAT, STRIDED, RANDOM = "flat", "strided", "random"
 CHOICES = {"auto": ("coherent", "diverse"), "auto, interactions": ("interaction", "apart")}
@@ -69,16 +69,6 @@ def choose(setting: Setting) -> dict[str, dict[str, float]]:
             best = max(methods, key=lambda method: setting.valid[method][first])
             found[f"{name}: {best}"] = {seed: v for seed, v in setting.test[best].items() if seed != first}
     return found
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979)."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
 
 
 def recovered(values: Sequence[float], setting: Setting) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmt.errors import UserInputError
-from dmt.runs import RunSummary, find_runs, group, read_runs
+from dmt.runs import RunSummary, find_runs, group, holm, p_value, read_runs
 from tests.commands.runs import write_run, write_trial
 
 
@@ -44,6 +44,52 @@ def test_a_run_given_twice_counts_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(find_runs([tmp_path / "study", Path("study"), trial, run])) == 1
 
 
+def test_of_runs_of_one_seed_the_newest_counts(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / name, auc, seed=seed)
+        for name, auc, seed in (("new", 0.9, 1), ("old", 0.7, 1), ("other", 0.8, 2))
+    ]
+    os.utime(folders[1] / "summary.json", (0, 0))
+    [point] = group(find_runs(folders))
+    assert point.values("test/auroc") == [0.9, 0.8] and [run.name for run in point.repeated] == ["old"]
+
+
+def test_a_newer_version_that_has_not_finished_is_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "tiny" / "version_9", 0.7)
+    (tmp_path / "tiny" / "version_10").mkdir()
+    (tmp_path / "tiny" / "version_8").mkdir()
+    found = read_runs([tmp_path / "tiny"])
+    assert [run.folder.name for run in found.runs] == ["version_9"]
+    assert found.left_out == [f"{tmp_path / 'tiny'}: version_10 has not finished; version_9 is compared."]
+
+
+def test_runs_may_differ_in_what_they_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [
+        write_run(tmp_path / str(size), 0.7, data={"init_args": {"num_train": size, "path": path}})
+        for size, path in ((100, "log"), (200, str(tmp_path / "log")))
+    ]
+    assert len(group(find_runs(folders))) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "reference", "p"),
+    [
+        ([1, 2, 3], [4, 5, 6], 0.1),
+        ([1, 1, 1], [2, 2, 2], 0.1),  # the normal approximation says 0.047
+        ([1, 2, 2], [2, 3, 4], 0.3),  # of the 20 ways to divide them, three on a side are as far apart or farther
+        ([5] * 40, [5] * 40, 1.0),  # too many to go through
+    ],
+)
+def test_p_values_of_equal_ones_are_exact(values: list[float], reference: list[float], p: float) -> None:
+    assert p_value(values, reference) == pytest.approx(p)
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
+
+
 def test_trials_that_do_not_count_are_told(tmp_path: Path) -> None:
     sweep = tmp_path / "study"
     for number, state in enumerate(["finished", "finished", "failed", "stopped", None, "failed", "finished"]):
@@ -60,6 +106,12 @@ def test_trials_that_do_not_count_are_told(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserInputError, match="7abc: this trial does not count, failed; give one that has finished"):
         find_runs([sweep / "7abc"])
+    [*_, last] = sweep.glob("*/trial.json")
+    content = last.read_text()
+    last.write_text("{}")
+    with pytest.raises(UserInputError, match=r"trial.json: not of `dmt sweep`; restore it, or remove the folder"):
+        read_runs([sweep])
+    last.write_text(content)
     shutil.rmtree(sweep / "9abc")
     with pytest.raises(UserInputError, match=r"no trial has finished \(2 without .*, 1 unfinished\); wait for one"):
         find_runs([sweep])

@@ -16,14 +16,20 @@ from dmt.whole_files import write_whole
 SUMMARY_FILE = "summary.json"
 _SEED = "seed_everything"
 # Where a run and its data are kept, not what they are.
+_RESUMED = "ckpt_path"
 _PLACES = (
-    *("trainer.logger", "trainer.default_root_dir", "ckpt_path", "trainer.enable_progress_bar"),
+    *("trainer.logger", "trainer.default_root_dir", _RESUMED, "trainer.enable_progress_bar"),
     "data.init_args.cache_dir",
 )
-# What becomes of samples, not which samples and labels there are. A log's seed is no such thing where the log is drawn
-# by it; where it is read, it is that of the training samples' order.
-_OF_TRAINING = ("global_batch_size", "num_workers", "cache_dir", "categorical", "numeric", "weights", "min_count")
+# What becomes of samples, and which there are to train on; not what a model is tested on. A log's seed is no such thing
+# where the log is drawn by it; where it is read, it is that of the training samples' order.
+_OF_TRAINING = (
+    *("global_batch_size", "num_workers", "cache_dir", "categorical", "numeric", "weights", "min_count"),
+    *("num_train", "train_file"),
+)
 _DESCRIBED = ("towers", "plan_method", "compression_ratio", "mflops_per_sample", "layout", "bytes_per_iteration")
+
+_COUNTERS = {"step", "epoch"}  # columns of a metrics.csv beside its metrics
 
 Value = bool | int | float | str | None
 
@@ -38,7 +44,7 @@ class RunSummary:
         metrics: final metrics by name, ``test/auroc`` among them.
         samples_per_second: median over training steps, all ranks together.
         steps: optimiser steps.
-        checkpoint: the tested checkpoint, or ``""`` where the final weights were tested.
+        checkpoint: the best one, or ``""`` where no callback keeps it; the one that was tested, where there is a test.
     """
 
     data: dict[str, Any]
@@ -101,6 +107,26 @@ class Run:
         return {name: value for name, value in _flatten(self._config) if not name.startswith((*_PLACES, _SEED))}
 
     @property
+    def seed(self) -> int | None:
+        """Its ``seed_everything``, if that is a number."""
+        seed = self._config.get(_SEED)
+        return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+
+    @property
+    def resumed_from(self) -> str | None:
+        """The checkpoint that it went on from."""
+        return self._config.get(_RESUMED)
+
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """The commit and the versions that it was of, by name; empty where it does not tell."""
+        file = self.folder / "record.json"
+        record = load_object(file) if file.is_file() else {}
+        git, versions = record.get("git") or {}, record.get("versions") or {}
+        commit = {"commit": f"{git['commit'][:10]}{' with changes' * bool(git.get('is_changed'))}"} if git else {}
+        return {**commit, **versions}
+
+    @property
     def towers(self) -> str:
         """The features of each, ``"a c / b d"``; ``"random"`` where the run's seed has drawn them."""
         if self.options.get("model.plan") == "random":
@@ -109,7 +135,7 @@ class Run:
 
     @property
     def samples(self) -> dict[str, Value]:
-        """Those of its data's options that decide which samples and labels there are, flat."""
+        """Those of its data's options that decide on which samples and labels a model is tested, flat."""
         arguments = self.summary.data.get("init_args") or {}
         left_out = {*_OF_TRAINING, *(["seed"] if "path" in arguments else [])}
         deciding = {name: value for name, value in arguments.items() if name not in left_out}
@@ -123,7 +149,7 @@ class Run:
     @property
     def metrics(self) -> set[str]:
         """Names of all that :meth:`final` knows."""
-        return {*self.summary.metrics, *self._log.columns} - {"step", "epoch"}
+        return {*self.summary.metrics, *self._log.columns} - _COUNTERS
 
     def final(self, metric: str) -> float | None:
         """The metric as the summary has it, or else its last value of ``metrics.csv``; None where neither has any."""
@@ -134,7 +160,7 @@ class Run:
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps, and what the metric was there; empty where the run has no ``metrics.csv`` with it."""
-        if not {"step", metric} <= set(self._log.columns):
+        if metric in _COUNTERS or not {"step", metric} <= set(self._log.columns):
             return [], []
         table = self._log.select(pl.col("step").cast(pl.Int64), metric).drop_nulls()
         return table["step"].to_list(), table[metric].to_list()

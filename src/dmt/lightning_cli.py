@@ -4,6 +4,7 @@ import json
 import os
 import zipfile
 from argparse import SUPPRESS
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,13 @@ class DmtCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final weights where no callback keeps one, and sum up the run."""
-        if not self.datamodule.has_split("test"):
-            rank_zero_only(print)("no test split, so nothing was tested")
-            return
         keeper = self.trainer.checkpoint_callback
         best = getattr(keeper, "best_model_path", "")
-        results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
+        tested: Mapping[str, float] = {}
+        if self.datamodule.has_split("test"):
+            [tested] = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
+        else:
+            rank_zero_only(print)("no test split, so nothing was tested")
         run_dir = run_folder(self.trainer)  # a collective: every rank asks
         if not self.trainer.is_global_zero:
             return
@@ -156,7 +158,7 @@ class DmtCLI(LightningCLI):
                 data=self.config[self.subcommand].data.as_dict(),
                 # Of the model that was trained: its plan file may have changed since.
                 description=self._record.description,
-                metrics={**results[0], **known, **{n: float(v) for n, v in self.trainer.callback_metrics.items()}},
+                metrics={**tested, **known, **{n: float(v) for n, v in self.trainer.callback_metrics.items()}},
                 samples_per_second=self._throughput.median_samples_per_second,
                 steps=self.trainer.global_step,
                 checkpoint=best,

@@ -8,32 +8,58 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from scipy.stats import mannwhitneyu
+from scipy.stats import PermutationMethod, mannwhitneyu
 
 from dmt.errors import UserInputError
 from dmt.finished_run import SUMMARY_FILE, Run, RunSummary, load_object
 from dmt.waiting import waiting
 
-__all__ = ["Found", "Point", "Run", "RunSummary", "find_runs", "group", "p_text", "p_value", "read_runs"]
+__all__ = ["Found", "Point", "Run", "RunSummary", "find_runs", "group", "holm", "p_text", "p_value", "read_runs"]
 
 _MAX_TOLD = 40  # characters of an option in a label
+_MAX_SPLITS = 100_000  # of the values into two sides: nine and nine have 48,620
 
 
 def p_value(values: Sequence[float], reference: Sequence[float]) -> float:
-    """Of the two-sided Mann-Whitney U test, exact where no two of the values are equal.
+    """Of the two-sided Mann-Whitney U test, exact; of many values with equal ones among them, approximately.
 
-    The normal approximation, which scipy takes from nine values a side, is off where it matters: for nine that all lie
-    above nine others, ten times too large.
+    The normal approximation, which scipy takes from nine values a side or for equal ones, is off where it matters: for
+    nine that all lie above nine others, ten times too large, and for three, half of what it can be.
 
     Example:
         >>> f"{p_value(range(9), range(10, 19)):.5f}"
         '0.00004'
+        >>> p_value([1, 1, 1], [2, 2, 2])
+        0.1
     """
     both = [*values, *reference]
-    method: Literal["exact", "asymptotic"] = "exact" if len(set(both)) == len(both) else "asymptotic"
+    if len(set(both)) == len(both):
+        return float(mannwhitneyu(values, reference, method="exact").pvalue)
+    is_few = math.comb(len(both), len(values)) <= _MAX_SPLITS
+    method = PermutationMethod(n_resamples=_MAX_SPLITS) if is_few else "asymptotic"
     return float(mannwhitneyu(values, reference, method=method).pvalue)
+
+
+def least_p(num_values: int, num_reference: int) -> float:
+    """The smallest :func:`p_value` that so many values can have: all of one side above those of the other.
+
+    Example:
+        >>> least_p(3, 3)
+        0.1
+    """
+    return 2 / math.comb(num_values + num_reference, num_values)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction for so many comparisons (1979)."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = highest
+    return corrected
 
 
 def p_text(p: float) -> str:
@@ -47,7 +73,8 @@ class Found:
 
     Args:
         runs: finished ones, each once.
-        left_out: a sentence for each sweep some of whose trials are not among them.
+        left_out: a sentence for each sweep some of whose trials are not among them, and for each run of which there is
+            a newer version that has not finished.
     """
 
     runs: list[Run]
@@ -79,11 +106,16 @@ def read_runs(paths: Sequence[Path]) -> Found:
 def _check_samples(run: Run, first: Run) -> None:
     own, others = run.samples, first.samples
     for name in {**own, **others}:
-        if own.get(name) != others.get(name):
+        if own.get(name) != others.get(name) and not _is_one_place(name, own.get(name), others.get(name)):
             raise UserInputError(
                 f"run {run.folder}: its {name} is {json.dumps(own.get(name))}, that of {first.folder} "
                 f"{json.dumps(others.get(name))}; compare runs on the same data"
             )
+
+
+def _is_one_place(name: str, one: object, other: object) -> bool:
+    is_path = name == "data.init_args.path" and isinstance(one, str) and isinstance(other, str)
+    return is_path and Path(str(one)).resolve() == Path(str(other)).resolve()
 
 
 def _with_own_names(runs: Sequence[Run]) -> list[Run]:
@@ -115,14 +147,18 @@ def _found_at(path: Path) -> Found:
     file = _summary_of(path)
     if file is None:
         raise UserInputError(
-            f"run {path}: no {SUMMARY_FILE} there; give the folder of a finished `dmt fit` or of a sweep"
+            f"run {path}: no {SUMMARY_FILE} there, which a Trainer in Python does not write; give the folder of a "
+            "finished `dmt fit` or of a sweep"
         )
     name = _without_version(path.resolve()).name
-    return Found(runs=[Run(name=name, folder=file.parent, summary=RunSummary.load(file))])
+    newer = [folder for folder in path.glob("version_*") if _version(folder) > _version(file.parent)]
+    told = ", ".join(sorted((folder.name for folder in newer), key=len))
+    left_out = [f"{path}: {told} has not finished; {file.parent.name} is compared."] if newer else []
+    return Found(runs=[Run(name=name, folder=file.parent, summary=RunSummary.load(file))], left_out=left_out)
 
 
 def _sweep(path: Path) -> Found:
-    trials = sorted(path.glob("*/trial.json"), key=lambda file: int(load_object(file)["number"]))
+    trials = sorted(path.glob("*/trial.json"), key=_number)
     found = [_trial(file.parent) for file in waiting(trials, f"reading {path}")]
     runs = [run for run in found if isinstance(run, Run)]
     states = Counter(state for state in found if isinstance(state, str))
@@ -131,6 +167,13 @@ def _sweep(path: Path) -> Found:
         raise UserInputError(f"sweep {path}: no trial has finished{f' ({told})' if told else ''}; wait for one")
     left_out = [f"{path}: {len(runs)} of {len(found)} trials are compared; left out: {told}."] if told else []
     return Found(runs=runs, left_out=left_out)
+
+
+def _number(trial: Path) -> int:
+    number = load_object(trial).get("number")
+    if not isinstance(number, int):
+        raise UserInputError(f"{trial}: not of `dmt sweep`; restore it, or remove the folder {trial.parent}")
+    return number
 
 
 def _trial(folder: Path) -> Run | str:
@@ -185,8 +228,13 @@ def _without_version(folder: Path) -> Path:
 
 def _age(file: Path) -> tuple[int, float]:
     """By version, where the folder is called by it; else by time."""
-    version = re.fullmatch(r"version_(\d+)", file.parent.name)
-    return int(version[1]) if version else -1, file.stat().st_mtime
+    return _version(file.parent), file.stat().st_mtime
+
+
+def _version(folder: Path) -> int:
+    """-1 where a folder is not called by one."""
+    version = re.fullmatch(r"version_(\d+)", folder.name)
+    return int(version[1]) if version else -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,11 +243,13 @@ class Point:
 
     Args:
         label: what tells it from the other points.
-        runs: they.
+        runs: they, one of each seed.
+        repeated: runs that repeat the seed of one of them, which would count twice what was drawn once.
     """
 
     label: str
     runs: Sequence[Run] = field(default_factory=list)
+    repeated: Sequence[Run] = field(default_factory=list)
 
     def values(self, metric: str) -> list[float]:
         """The final metric of each run that has it as a finite number."""
@@ -208,6 +258,11 @@ class Point:
     def num_diverged(self, metric: str) -> int:
         """How many runs have it as another one, nan or infinite."""
         return len(self._final(metric)) - len(self.values(metric))
+
+    @property
+    def parts(self) -> set[str]:
+        """Its options in short, as labels have them: ``{"num_towers=1", ...}``."""
+        return {f"{path.rpartition('.')[2]}={value}" for path, value in _told(self.runs[0]).items()}
 
     def _final(self, metric: str) -> list[float]:
         return [value for run in self.runs if (value := run.final(metric)) is not None]
@@ -221,14 +276,25 @@ class Point:
 def group(runs: Sequence[Run]) -> list[Point]:
     """Points in the order of their first runs; a run without a configuration is a point of its own.
 
-    Towers tell points apart too: a plan's file may have changed between runs of one configuration.
+    Towers tell points apart too: a plan's file may have changed between runs of one configuration. Of runs of one seed
+    the newest counts.
     """
     found: dict[object, list[Run]] = {}
     for run in runs:
         key = (run.towers, *sorted(run.options.items(), key=lambda item: item[0])) if run.options else run.folder
         found.setdefault(key, []).append(run)
-    points = list(found.values())
-    return [Point(label=label, runs=own) for label, own in zip(_labels(points), points, strict=True)]
+    points = [_one_of_each_seed(own) for own in found.values()]
+    labels = _labels([own for own, _ in points])
+    return [Point(label=label, runs=own, repeated=more) for label, (own, more) in zip(labels, points, strict=True)]
+
+
+def _one_of_each_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """The newest run of each seed, and the others; without a seed a run is one of its own."""
+    newest: dict[object, Run] = {}
+    for run in sorted(runs, key=lambda run: _age(run.folder / SUMMARY_FILE)):
+        newest[run.folder if run.seed is None else run.seed] = run
+    counted = {run.folder for run in newest.values()}
+    return [run for run in runs if run.folder in counted], [run for run in runs if run.folder not in counted]
 
 
 def _labels(points: Sequence[Sequence[Run]]) -> list[str]:

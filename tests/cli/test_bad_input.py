@@ -9,6 +9,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 # Imported before any test runs: Lightning's log handler keeps the standard error of its first import.
 import dmt.lightning_cli  # noqa: F401
 from dmt.cli import main
+from dmt.runs import RunSummary
 
 QUICK = ["--config", "configs/quickstart.yaml"]
 SPTT = ["--trainer.strategy", "SpttStrategy"]
@@ -258,8 +259,12 @@ def test_a_sound_table_trains(table: Path, capfd: pytest.CaptureFixture[str]) ->
 
 def test_a_table_without_a_test_split_trains(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (table / "test.parquet").unlink()
-    main(["fit", "--config", str(table.parent / "config.yaml"), "--trainer.default_root_dir", str(table)])
+    words = ["--config", str(table.parent / "config.yaml"), "--trainer.default_root_dir", str(table)]
+    main(["fit", *words, "--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={table}"])
     assert "no test split" in capfd.readouterr().out
+    [summary] = table.rglob("summary.json")
+    metrics = RunSummary.load(summary).metrics
+    assert "val/auroc" in metrics and not any(name.startswith("test/") for name in metrics)
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])

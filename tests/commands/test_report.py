@@ -1,12 +1,14 @@
 """``dmt report`` on folders as runs and sweeps leave them."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import mannwhitneyu
@@ -14,7 +16,14 @@ from scipy.stats import mannwhitneyu
 from dmt import waiting
 from dmt.cli import main
 from dmt.commands import report
-from dmt.commands.report_pictures import byte_cost, draw_curves, draw_trade_offs, output_bytes, pareto_front
+from dmt.commands.report_pictures import (
+    best_points,
+    byte_cost,
+    draw_curves,
+    draw_trade_offs,
+    output_bytes,
+    pareto_front,
+)
 from dmt.runs import Point, find_runs, group
 from tests.commands.runs import write_run, write_trial
 
@@ -44,12 +53,70 @@ def test_seeds_of_a_sweep_are_points(sweep: Path, capsys: pytest.CaptureFixture[
     assert rows[0]["difference"] == pytest.approx(-0.01)
     assert rows[0]["p"] == pytest.approx(mannwhitneyu([1, 2, 3, 4], [11, 12, 13, 14]).pvalue)
     assert rows[1]["difference"] is None and rows[1]["p"] is None
+    assert [row["is_baseline"] for row in rows] == [False, True]
     assert [row["output_bytes"] for row in rows] == [32, 8]
     assert rows[0]["samples_per_second"] == 2500
     main(["report", str(sweep)])
     told = capsys.readouterr()
     assert "num_towers=4" in told.out and "diverged" not in told.out
     assert told.err == f"{sweep}: 8 of 9 trials are compared; left out: 1 unfinished.\n"
+
+
+def test_p_values_are_corrected_for_the_number_of_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, (towers, seed) in enumerate((towers, seed) for towers in (1, 2, 3) for seed in (1, 2, 3)):
+        run = write_trial(tmp_path / "study", number, "finished") / "run"
+        write_run(run, 0.7 + towers / 100 + seed / 1000, seed=seed, model={"num_towers": towers}, width=towers)
+    main(["report", str(tmp_path / "study"), "--baseline", "num_towers=1", "--output", str(tmp_path / "report")])
+    told = capsys.readouterr()
+    assert told.out.count("0.200") == 2 and "baseline" in told.out
+    assert "With so few seeds no p can be below 0.100, however much points differ." in told.err
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Differences and p are to point 1, num_towers=1: p of the two-sided" in text
+    assert text.count("| 0.100 | 0.200 |") == 2
+
+
+def test_what_to_know_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [write_run(tmp_path / f"run{number}", 0.7, seed=max(number, 1)) for number in range(4)]
+    os.utime(folders[0] / "summary.json", (0, 0))  # of the seed of the next
+    config = yaml.safe_load((folders[2] / "config.yaml").read_text())
+    (folders[2] / "config.yaml").write_text(yaml.safe_dump(config | {"ckpt_path": "a.ckpt"}))
+    for folder, commit in zip(folders[1:], "aab", strict=True):
+        record = {"git": {"commit": commit * 40, "is_changed": commit == "b"}, "versions": {"torch": "2"}}
+        (folder / "record.json").write_text(json.dumps(record))
+    main(["report", *map(str, folders)])
+    assert capsys.readouterr().err.splitlines() == [
+        "Not counted, since they repeat the options and the seed of a newer run: run0.",
+        "These went on from a checkpoint, and count as the others do: run2.",
+        "The runs are not of one version of the code: 2 of commit aaaaaaaaaa; 1 of commit bbbbbbbbbb with changes.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "front"),
+    [("test/auroc", [3]), ("test/calibration", [1]), ("samples_per_s", [3]), ("val/loss", [1]), ("val/mine", [])],
+)
+def test_what_is_better_depends_on_the_metric(tmp_path: Path, metric: str, front: list[int]) -> None:
+    points = []
+    for number, value in enumerate([1.0, 1.5, 2.0], start=1):
+        run = write_run(tmp_path / str(number), 0.7)
+        (run / "metrics.csv").write_text(f"step,{metric}\n1,{value}\n")
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"metrics": {}}))
+        points.append(Point(label=str(number), runs=find_runs([run])))
+    found = pareto_front(points, metric=metric, cost=lambda point: 1)
+    assert [points.index(point) + 1 for point in found] == front
+    first, *_ = report.make_sections(points, None, metric=metric)
+    assert first.heading == f"{metric}, 3 runs"
+
+
+def test_the_baseline_has_a_curve(tmp_path: Path) -> None:
+    points = [
+        Point(label=str(number), runs=find_runs([write_run(tmp_path / str(number), 0.9 - number / 100)]))
+        for number in range(1, 11)
+    ]
+    best = best_points(points, metric="test/auroc", baseline=points[9])
+    assert [point.label for point in best] == ["1", "2", "3", "4", "5", "6", "7", "10"]
+    assert len(best_points(points, metric="test/auroc", baseline=points[0])) == 8
 
 
 def test_a_report_is_written_as_page_and_as_markdown(
@@ -147,13 +214,13 @@ def test_traffic_is_what_crosses_hosts(tmp_path: Path) -> None:
     ]
     points = group(find_runs(folders))
     name, cost = byte_cost(points)
-    assert name == "bytes to other hosts, per rank and step" and [cost(point) for point in points] == [0, 2000, 1000]
+    assert name == "bytes to other hosts, per rank and step" and [cost(point) for point in points] == [None, 2000, 1000]
     name, cost = byte_cost(points[:1])
     assert name == "bytes out of towers, per sample" and cost(points[0]) == 16
     [section, drawn, *_] = report.make_sections(points, None, metric="test/auroc")
     [table] = section.tables
     column = table.header.index("bytes to other hosts, per rank and step")
-    assert [row[column] for row in table.rows] == ["0", "2,000", "1,000"]
+    assert [row[column] for row in table.rows] == ["", "2,000", "1,000"]
     assert [axes.get_xlabel() for axes in drawn.pictures[0].axes] == ["bytes to other hosts, per rank and step"]
 
 
@@ -261,10 +328,12 @@ def test_wrong_input_is_named(sweep: Path, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "broken" / "summary.json").write_text("{")
     for words, told in {
         "study other": 'its data.class_path is "b.Data", that of',
-        "empty": "no summary.json there; give the folder of a finished `dmt fit` or of a sweep",
+        "empty": "no summary.json there, which a Trainer in Python does not write; give the folder of a finished",
         "waiting": "no trial has finished; wait for one",
         "broken": "summary.json: damaged (",
-        "study --baseline tower=x": "--baseline tower=x: 0 points have it, not one; the points are num_towers=4",
+        "study --baseline zzz": "zzz: 0 points have it, not one; the points are num_towers=4, tower=",
+        "study --baseline tower=Towr1": "0 points have it, not one; did you mean tower=Tower1?",
+        "study --metric step": "--metric step: no run has it; choose one of test/auroc",
         "study --metric auc": "--metric auc: no run has it; choose one of test/auroc",
         "study --output empty": "it exists; give another name",
     }.items():

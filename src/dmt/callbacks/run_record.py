@@ -42,9 +42,9 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
 class RunRecord(Callback):
     """Writes into the run's folder what repeats it, beside its resolved configuration.
 
-    ``towers.yaml`` is the tower plan, ``record.json`` the command, versions, the git commit and where a CSVLogger keeps
-    its metrics, ``description.json`` what `dmt describe` counts. A WandbLogger keeps the plan and the description as an
-    artifact too.
+    ``towers.yaml`` is the tower plan, ``record.json`` the command, versions, the git commits of the sources and of the
+    folder that it was started from, and where a CSVLogger keeps its metrics, ``description.json`` what `dmt describe`
+    counts. A WandbLogger keeps the plan and the description as an artifact too.
 
     Attributes:
         description: of the model; who knows it sets it before ``fit``.
@@ -88,7 +88,8 @@ def _record() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {"command": shlex.join(sys.argv), "versions": versions, "git": _git()}
+    # A project's own modules, say, are in the folder that it was started from.
+    return {"command": shlex.join(sys.argv), "versions": versions, "git": _git(), "folder_git": _state(Path.cwd())}
 
 
 def _metrics_file(trainer: pl.Trainer, folder: Path) -> str | None:
@@ -98,13 +99,25 @@ def _metrics_file(trainer: pl.Trainer, folder: Path) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the sources, and whether they differ from it; None where they are not under git."""
-    here = Path(__file__).parent
+    """Commit of the sources, and whether they differ from it; None where they are not under git, but installed."""
+    here = Path(__file__)
+    # An environment may lie in a repository that does not hold what is installed in it.
+    is_tracked = _answer(here.parent, "ls-files", here.name)
+    return _state(here.parent) if is_tracked else None
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    """Commit that a folder is of, and whether files of it differ; None where it is not under git."""
+    commit, changed = (
+        _answer(folder, "rev-parse", "HEAD"),
+        _answer(folder, "status", "--porcelain", "--untracked-files=no"),
+    )
+    return None if commit is None else {"commit": commit, "is_changed": bool(changed)}
+
+
+def _answer(folder: Path, *words: str) -> str | None:
     try:
-        commit, changed = (
-            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "is_changed": bool(changed)}
+    return done.stdout.strip()

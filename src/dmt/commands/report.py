@@ -27,16 +27,17 @@ from dmt.commands.report_pictures import (
     output_bytes,
     pareto_front,
 )
-from dmt.errors import OneLineParser, UserInputError
+from dmt.errors import OneLineParser, UserInputError, nearest
 from dmt.finished_run import SUMMARY_FILE
-from dmt.runs import Point, group, p_text, p_value, read_runs
+from dmt.runs import Point, group, holm, least_p, p_text, p_value, read_runs
 from dmt.waiting import waiting
 
 _DESCRIPTION = """\
 Compare finished runs of `dmt fit`, or the trials of a sweep that have finished so far. Runs that differ by their seed
 alone are one point, with median, deviation and number of runs; those whose metric is no finite number have diverged,
-and are counted apart. With --baseline each point is compared with that one (two-sided Mann-Whitney U test). --output
-makes a folder with report.html, which needs nothing else, and the same as report.md.
+and are counted apart. With --baseline each point is compared with that one (two-sided Mann-Whitney U test, as it is and
+corrected for the number of points by Holm's method). --output makes a folder with report.html, which needs nothing
+else, and the same as report.md.
 
 examples:
   dmt report runs/quickstart runs/quickstart_flat
@@ -49,6 +50,10 @@ METRICS = {
     "test/normalized_entropy": "normalized entropy",
     "test/calibration": "calibration",
 }
+
+
+_MAX_NAMED = 5
+_SIGNIFICANT = 0.05
 
 
 def run_report(arguments: list[str]) -> None:
@@ -77,14 +82,14 @@ def run_report(arguments: list[str]) -> None:
     points = group(found.runs)
     _check_metric(points, options.metric)
     baseline = None if options.baseline is None else find_baseline(points, options.baseline)
-    rows = [summarise(point, baseline, metric=options.metric) for point in points]
+    rows = summarise(points, baseline, metric=options.metric)
     if options.json:
         print(json.dumps(rows, indent=2, allow_nan=False))
     elif len(points) <= 4 and all(len(point.runs) == 1 for point in points):
         _print_runs(points, baseline, metric=options.metric)
     else:
         _print_points(rows)
-    notes = [*found.left_out, *_notes(points, metric=options.metric)]
+    notes = [*found.left_out, *_notes(points, baseline, metric=options.metric)]
     for note in notes:
         print(note, file=sys.stderr)
     if options.output is not None:
@@ -101,20 +106,42 @@ def _check_metric(points: Sequence[Point], metric: str) -> None:
         raise UserInputError(f"--metric {metric}: no run has it; choose one of {', '.join(known)}")
 
 
-def _notes(points: Sequence[Point], *, metric: str) -> list[str]:
-    """What there is to know of the metric, a sentence each."""
+def _notes(points: Sequence[Point], baseline: Point | None, *, metric: str) -> list[str]:
+    """What there is to know of the metric and the runs, a sentence each."""
     notes = []
+    runs = [run for point in points for run in point.runs]
+    if repeated := [run for point in points for run in point.repeated]:
+        names = _some([run.name for run in repeated])
+        notes.append(f"Not counted, since they repeat the options and the seed of a newer run: {names}.")
     if num_diverged := sum(point.num_diverged(metric) for point in points):
         notes.append(
             f"{metric} of {num_diverged} runs is no finite number: they have diverged, and are not among the n."
         )
-    if not all(metric in run.summary.metrics for point in points for run in point.runs):
+    if not all(metric in run.summary.metrics for run in runs):
         notes.append(f"{metric} is its last value in metrics.csv, for runs whose {SUMMARY_FILE} has none.")
+    if resumed := [run.name for run in runs if run.resumed_from]:
+        notes.append(f"These went on from a checkpoint, and count as the others do: {_some(resumed)}.")
+    codes = [run.code for run in runs if run.code]
+    if differing := [name for name in {**codes[0]} if len({code.get(name) for code in codes}) > 1] if codes else []:
+        kinds = Counter(", ".join(f"{name} {code.get(name)}" for name in differing) for code in codes)
+        told = [f"{number} of {kind}" for kind, number in kinds.most_common()]
+        notes.append(f"The runs are not of one version of the code: {_some(told)}.")
+    if baseline is not None:
+        reference = len(baseline.values(metric))
+        counts = [len(point.values(metric)) for point in points if point is not baseline]
+        least = [least_p(count, reference) for count in counts if min(count, reference) > 1]
+        if least and min(least) > _SIGNIFICANT:
+            notes.append(f"With so few seeds no p can be below {p_text(min(least))}, however much points differ.")
     return notes
 
 
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return "; ".join(names[:_MAX_NAMED]) + f" and {more} more" * (more > 0)
+
+
 def find_baseline(points: Sequence[Point], name: str) -> Point:
-    """The one point with this label, or with all of these parts of a label.
+    """The one point with this label, or with all of these parts of a label or options.
 
     Raises:
         UserInputError: none or several have them.
@@ -122,14 +149,30 @@ def find_baseline(points: Sequence[Point], name: str) -> Point:
     exact = [point for point in points if name == point.label or name in {run.name for run in point.runs}]
     wanted = set(name.replace(" ", "").split(","))
     found = exact or [point for point in points if wanted <= set(point.label.replace(" ", "").split(","))]
+    found = found or [point for point in points if wanted <= point.parts]
     if len(found) != 1:
-        labels = "; ".join(point.label for point in (found or points)[:5])
-        raise UserInputError(f"--baseline {name}: {len(found)} points have it, not one; the points are {labels} ...")
+        known = sorted({part for point in points for part in (point.label, *point.parts)})
+        strange = [part for part in sorted(wanted) if part not in known]
+        told = f"the points are {_some([point.label for point in found or points])}"
+        fix = nearest(strange[0], known, otherwise=told) if strange else told
+        raise UserInputError(f"--baseline {name}: {len(found)} points have it, not one; {fix}")
     return found[0]
 
 
-def summarise(point: Point, baseline: Point | None, *, metric: str) -> dict[str, Any]:
-    """What the report says of a point."""
+def summarise(points: Sequence[Point], baseline: Point | None, *, metric: str) -> list[dict[str, Any]]:
+    """What the report says of points, a row each."""
+    rows = [_summary(point, baseline, metric=metric) for point in points]
+    if baseline is not None:
+        tested = [row for row in rows if row["p"] is not None]
+        corrected = holm([row["p"] for row in tested])
+        for row in rows:
+            row["p_corrected"] = None
+        for row, p in zip(tested, corrected, strict=True):
+            row["p_corrected"] = p
+    return rows
+
+
+def _summary(point: Point, baseline: Point | None, *, metric: str) -> dict[str, Any]:
     values = point.values(metric)
     description = point.description
     rates = [run.summary.samples_per_second for run in point.runs if run.summary.samples_per_second is not None]
@@ -150,6 +193,7 @@ def summarise(point: Point, baseline: Point | None, *, metric: str) -> dict[str,
     if baseline is not None:
         reference = baseline.values(metric)
         differs = point is not baseline and values and reference
+        row["is_baseline"] = point is baseline
         row["difference"] = statistics.median(values) - statistics.median(reference) if differs else None
         enough = differs and min(len(values), len(reference)) > 1
         row["p"] = p_value(values, reference) if enough else None
@@ -171,8 +215,9 @@ def _cells(row: dict[str, Any], traffic: Mapping[str, str]) -> dict[str, str]:
         "samples/s": _number(row["samples_per_second"], ",.0f"),
     }
     if "p" in row:
-        cells["difference"] = _number(row["difference"], "+.4f")
+        cells["difference"] = "baseline" if row["is_baseline"] else _number(row["difference"], "+.4f")
         cells["p"] = "" if row["p"] is None else p_text(row["p"])
+        cells["p, corrected"] = "" if row["p_corrected"] is None else p_text(row["p_corrected"])
     return cells
 
 
@@ -187,8 +232,8 @@ def _unwanted(rows: Sequence[dict[str, Any]]) -> set[str]:
 
 def _print_points(rows: Sequence[dict[str, Any]]) -> None:
     """As much as fits a terminal; the page has all columns."""
-    compared = ["difference", "p"] if "p" in rows[0] else []
-    shown = ["n", "diverged", "median", "deviation", *compared, "compression"]
+    more = ["difference", "p, corrected"] if "p" in rows[0] else ["compression"]
+    shown = ["n", "diverged", "median", "deviation", *more]
     shown = [name for name in shown if name not in _unwanted(rows)]
     table = Table()
     for name in shown:
@@ -221,7 +266,7 @@ def _metric_rows(point: Point, baseline: Point | None, *, metric: str) -> dict[s
     names.setdefault(metric, metric)
     rows = {told: _number(point.runs[0].final(name), ".4f") for name, told in names.items()}
     if baseline is not None:
-        difference = summarise(point, baseline, metric=metric)["difference"]
+        difference = _summary(point, baseline, metric=metric)["difference"]
         rows[f"{names[metric]}, difference to {baseline.label}"] = _number(difference, "+.4f")
     return rows
 
@@ -258,18 +303,23 @@ def make_sections(
         metric: by which.
         notes: sentences on what to know of them.
     """
-    rows = [summarise(point, baseline, metric=metric) for point in points]
+    rows = summarise(points, baseline, metric=metric)
     bytes_name, bytes_of = byte_cost(points)
     numbered = [
-        {"": str(number), **_cells(row, {bytes_name: f"{bytes_of(point):,.0f}"})}
+        {"": str(number), **_cells(row, {bytes_name: _number(bytes_of(point), ",.0f")})}
         for number, (point, row) in enumerate(zip(points, rows, strict=True), start=1)
     ]
     columns = [name for name in numbered[0] if name not in _unwanted(rows)]
     table = pages.Table(header=columns, rows=[[row[name] for name in columns] for row in numbered])
-    text = ["Runs that differ by their seed alone are one point. p is of the two-sided Mann-Whitney U test."]
+    text = ["Runs that differ by their seed alone are one point."]
+    if baseline is not None:
+        text.append(
+            f"Differences and p are to point {points.index(baseline) + 1}, {baseline.label}: p of the two-sided "
+            "Mann-Whitney U test, and corrected for as many points as there are by Holm's method."
+        )
     heading = f"{metric}, {sum(len(point.runs) for point in points)} runs"
     first = pages.Section(heading=heading, text=[*text, *notes], tables=[table])
-    return [first, *_trade_offs(points, baseline, metric=metric), *_curves(points, metric=metric)]
+    return [first, *_trade_offs(points, baseline, metric=metric), *_curves(points, baseline, metric=metric)]
 
 
 def _trade_offs(points: Sequence[Point], baseline: Point | None, *, metric: str) -> list[pages.Section]:
@@ -284,18 +334,20 @@ def _trade_offs(points: Sequence[Point], baseline: Point | None, *, metric: str)
         bytes_name, bytes_of = byte_cost(points)
         front = ", ".join(str(points.index(point) + 1) for point in pareto_front(points, metric=metric, cost=bytes_of))
         numbers = "; of many points only the best at their cost and the baseline have one" * (len(shown) > MAX_NUMBERED)
-        drawn = (
-            f"Medians with all runs' range; the numbers are those of the table{numbers}. The line is the Pareto front: "
-            f"no other point is better and costs no more. By {bytes_name.partition(',')[0]} it is of {front}."
-        )
+        drawn = f"Medians with all runs' range; the numbers are those of the table{numbers}."
+        if front:
+            drawn += (
+                " The line is the Pareto front: no other point is better and costs no more. By "
+                f"{bytes_name.partition(',')[0]} it is of {front}."
+            )
         text = [drawn, *(text if equal else [])]
     return [pages.Section(heading="What quality costs", text=text, pictures=[figure] if figure.axes else [])]
 
 
-def _curves(points: Sequence[Point], *, metric: str) -> list[pages.Section]:
-    best = best_points(points, metric=metric)
+def _curves(points: Sequence[Point], baseline: Point | None, *, metric: str) -> list[pages.Section]:
+    best = best_points(points, metric=metric, baseline=baseline)
     bare = [point for point in best if curve_run(point, metric=metric) is None]
-    text, figures = ["Of the first run of each point that has any; of many points, of the best."], []
+    text, figures = ["Of the first run of each point that has any; of many points, of the best and the baseline."], []
     if bare:
         told = "; ".join(f"{points.index(p) + 1}, {', '.join(p.runs[0].loggers) or 'unknown'}" for p in bare)
         text.append(
@@ -304,7 +356,7 @@ def _curves(points: Sequence[Point], *, metric: str) -> list[pages.Section]:
         )
     if len(bare) < len(best):
         figures = [Figure(figsize=(12, 5), layout="constrained")]
-        draw_curves(figures[0], points, metric=metric)
+        draw_curves(figures[0], points, metric=metric, baseline=baseline)
     return [pages.Section(heading="Learning curves", text=text, pictures=figures)] if best else []
 
 

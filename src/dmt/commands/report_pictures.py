@@ -16,7 +16,8 @@ _MAX_CURVES = 8
 MAX_NUMBERED = 12  # points; more numbers would cover each other
 _LINES = ("-", "--", ":", "-.")
 
-Cost = Callable[[Point], float]
+Cost = Callable[[Point], float | None]
+"""What a point costs, or None where that means nothing for it."""
 
 
 def num_hosts(point: Point) -> int:
@@ -31,9 +32,9 @@ def output_bytes(point: Point) -> int:
     return sum(tower["out_features"] * tower["out_dim"] for tower in towers) * _FLOAT_BYTES
 
 
-def cross_host_bytes(point: Point) -> float:
-    """Bytes that a rank sends to other hosts in a training step, of all kinds, on average."""
-    return float(point.description["bytes_per_iteration"]["cross_host"])
+def cross_host_bytes(point: Point) -> float | None:
+    """Bytes that a rank sends to other hosts in a training step, of all kinds, on average; None on a single host."""
+    return float(point.description["bytes_per_iteration"]["cross_host"]) if num_hosts(point) > 1 else None
 
 
 def byte_cost(points: Sequence[Point]) -> tuple[str, Cost]:
@@ -45,13 +46,17 @@ def byte_cost(points: Sequence[Point]) -> tuple[str, Cost]:
 
 def differing_costs(points: Sequence[Point]) -> dict[str, Cost]:
     """By name, the costs in which points differ."""
-    return {name: cost for name, cost in _costs(points).items() if len({cost(point) for point in points}) > 1}
+    return {name: cost for name, cost in _costs(points).items() if len(_values(points, cost)) > 1}
 
 
 def equal_costs(points: Sequence[Point]) -> dict[str, float]:
     """By name, the costs that all points have alike."""
-    differing = differing_costs(points)
-    return {name: cost(points[0]) for name, cost in _costs(points).items() if name not in differing}
+    found = {name: _values(points, cost) for name, cost in _costs(points).items()}
+    return {name: values.pop() for name, values in found.items() if len(values) == 1}
+
+
+def _values(points: Sequence[Point], cost: Cost) -> set[float]:
+    return {value for point in points if (value := cost(point)) is not None}
 
 
 def _costs(points: Sequence[Point]) -> dict[str, Cost]:
@@ -69,20 +74,37 @@ def _has_front(name: str) -> bool:
     return name.startswith(("MFLOPs", "bytes"))
 
 
-def _loss(point: Point, metric: str) -> float:
-    """The median, such that less is better."""
-    median = statistics.median(point.values(metric))
-    return -median if "auroc" in metric else median
+def loss_of(metric: str) -> Callable[[float], float] | None:
+    """What of a metric's values less is better of; None where it is not known what is better."""
+    name = metric.rpartition("/")[2]
+    if name == "calibration":  # predicted over observed clicks
+        return lambda value: abs(value - 1)
+    if name in ("auroc", "samples_per_s"):
+        return lambda value: -value
+    return (lambda value: value) if name in ("loss", "log_loss", "normalized_entropy") else None
+
+
+def _best_first(points: Sequence[Point], metric: str) -> list[Point]:
+    """Those with values, by their medians where it is known what is better."""
+    scored, loss = [point for point in points if point.values(metric)], loss_of(metric)
+    return scored if loss is None else sorted(scored, key=lambda point: loss(statistics.median(point.values(metric))))
 
 
 def pareto_front(points: Sequence[Point], *, metric: str, cost: Cost) -> list[Point]:
-    """Points of which no other one is better and costs no more, by rising cost."""
-    scored = [(cost(point), _loss(point, metric), point) for point in points if point.values(metric)]
+    """Points of which no other one is better and costs no more, by rising cost; none of an unknown metric."""
+    loss = loss_of(metric)
+    if loss is None:
+        return []
+    scored = [
+        (value, loss(statistics.median(point.values(metric))), point)
+        for point in points
+        if point.values(metric) and (value := cost(point)) is not None
+    ]
     front: list[Point] = []
     best = float("inf")
-    for _, loss, point in sorted(scored, key=lambda one: one[:2]):
-        if loss < best:
-            best = loss
+    for _, score, point in sorted(scored, key=lambda one: one[:2]):
+        if score < best:
+            best = score
             front.append(point)
     return front
 
@@ -100,15 +122,16 @@ def draw_trade_offs(figure: Figure, points: Sequence[Point], *, metric: str, bas
     figure.set_figheight(figure.get_figheight() * num_rows / 2)
     grid = figure.subplots(num_rows, min(2, len(costs)), squeeze=False).flat
     for (name, cost), axes in zip(costs.items(), grid, strict=False):
+        drawn = {number: point for number, point in shown.items() if cost(point) is not None}
         front = pareto_front(points, metric=metric, cost=cost) if _has_front(name) else []
-        best = front or _best_of_each(list(shown.values()), cost, metric=metric)
-        told = [*best, *([] if baseline is None else [baseline])] if len(shown) > MAX_NUMBERED else list(points)
-        _draw_costs(axes, shown, cost, metric=metric, told=told, best=best)
+        best = front or _best_of_each(list(drawn.values()), cost, metric=metric)
+        told = [*best, *([] if baseline is None else [baseline])] if len(drawn) > MAX_NUMBERED else list(points)
+        _draw_costs(axes, drawn, cost, metric=metric, told=told, best=best)
         if front:
-            places = [(cost(point), statistics.median(point.values(metric))) for point in front]
+            places = [(_at(point, cost), statistics.median(point.values(metric))) for point in front]
             axes.step(*np.transpose(places), where="post", color="gray", linewidth=1, zorder=0)
         if name == "towers":
-            axes.set_xticks(sorted({cost(point) for point in shown.values()}))
+            axes.set_xticks(sorted(_values(list(drawn.values()), cost)))
         axes.set_xlabel(name)
         axes.set_ylabel(metric)
     for axes in list(grid):  # an odd number leaves a place
@@ -117,9 +140,15 @@ def draw_trade_offs(figure: Figure, points: Sequence[Point], *, metric: str, bas
 
 def _best_of_each(points: Sequence[Point], cost: Cost, *, metric: str) -> list[Point]:
     best: dict[float, Point] = {}
-    for point in sorted(points, key=lambda point: _loss(point, metric)):
-        best.setdefault(cost(point), point)
+    for point in _best_first(points, metric):
+        best.setdefault(_at(point, cost), point)
     return list(best.values())
+
+
+def _at(point: Point, cost: Cost) -> float:
+    value = cost(point)
+    assert value is not None, "it is not drawn then"
+    return value
 
 
 def _draw_costs(
@@ -139,7 +168,7 @@ def _draw_costs(
 
 def _places(points: Sequence[Point], cost: Cost, best: Sequence[Point]) -> list[tuple[Point, float]]:
     """Where each is drawn: of those of one cost, the best at it, on the front's line, the others beside it."""
-    xs = [cost(point) for point in points]
+    xs = [_at(point, cost) for point in points]
     width = 0.01 * np.ptp(xs)
     offsets: dict[int, float] = {}
     for x in set(xs):
@@ -156,10 +185,11 @@ def _color(number: int) -> tuple[str, int]:
     return COLORS[place], turn
 
 
-def best_points(points: Sequence[Point], *, metric: str) -> list[Point]:
-    """Those whose curves are worth a look, best first."""
-    scored = [point for point in points if point.values(metric)]
-    return sorted(scored, key=lambda point: _loss(point, metric))[:_MAX_CURVES]
+def best_points(points: Sequence[Point], *, metric: str, baseline: Point | None = None) -> list[Point]:
+    """Those whose curves are worth a look: the best, and the baseline."""
+    best = _best_first(points, metric)[:_MAX_CURVES]
+    is_missing = baseline is not None and baseline.values(metric) and baseline not in best
+    return [*best[: _MAX_CURVES - 1], baseline] if baseline is not None and is_missing else best
 
 
 def curve_run(point: Point, *, metric: str) -> Run | None:
@@ -172,9 +202,10 @@ def _curve_names(metric: str) -> list[str]:
     return list(dict.fromkeys(["train/loss", metric.replace("test/", "val/")]))
 
 
-def draw_curves(figure: Figure, points: Sequence[Point], *, metric: str) -> None:
+def draw_curves(figure: Figure, points: Sequence[Point], *, metric: str, baseline: Point | None = None) -> None:
     """Training loss and the validation metric by step, of a run of each of the best points that have curves."""
-    found = [(point, curve_run(point, metric=metric)) for point in best_points(points, metric=metric)]
+    best = best_points(points, metric=metric, baseline=baseline)
+    found = [(point, curve_run(point, metric=metric)) for point in best]
     runs = {points.index(point) + 1: run for point, run in found if run is not None}
     curves = {name: [run.curve(name) for run in runs.values()] for name in _curve_names(metric)}
     curves = {name: own for name, own in curves.items() if any(len(steps) > 1 for steps, _ in own)}
