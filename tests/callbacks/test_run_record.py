@@ -3,12 +3,14 @@
 import itertools
 import json
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 import wandb
 import yaml
 
+from dmt.callbacks import run_record
 from dmt.cli import main
 from dmt.plan import TowerPlan
 from dmt.runs import find_runs
@@ -94,3 +96,20 @@ def test_metrics_beside_wandb_are_found(tmp_path: Path, monkeypatch: pytest.Monk
     [file] = (tmp_path / "csv").rglob("metrics.csv")
     [run] = find_runs([tmp_path / "wandb"])
     assert run.folder != file.parent and run.curve("val/auroc")[1]
+
+
+def test_the_commit_is_of_what_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    installed = tmp_path / ".venv" / "run_record.py"
+    installed.parent.mkdir()
+    for file in (installed, tmp_path / "mine.py"):
+        file.touch()
+    for words in (["init", "-q"], ["add", "mine.py"], ["commit", "-q", "-m", "mine"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(run_record, "__file__", str(installed))
+    monkeypatch.chdir(tmp_path)
+    record = run_record._record()
+    assert record["git"] is None
+    assert len(record["folder_git"]["commit"]) == 40 and not record["folder_git"]["is_changed"]
+    (tmp_path / "mine.py").write_text("changed")
+    assert run_record._record()["folder_git"]["is_changed"]
