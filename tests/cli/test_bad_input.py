@@ -79,7 +79,7 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ([*QUICK, "--model.plan", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
         ([*QUICK, "--model.embedding_dim", "6"], ["embedding_dim=6", "multiple of 4", "8"]),
         ([*QUICK, "--model.embedding_dim", "-4"], ["embedding_dim=-4", "positive", "multiple of 4"]),
-        ([*QUICK, "--model.table_dims", "{c03: 0}"], ["c03=0", "positive"]),
+        ([*QUICK, "--model.table_dims", "{c03: 0}"], ["table_dims.c03=0", "positive"]),
         ([*QUICK, "--model.top", "dmt.modules.DCM"], ["model.top=dmt.modules.DCM", "did you mean dmt.modules.DCN?"]),
         ([*QUICK, "--model.tower", "dmt.modules.DLRMTowr"], ["model.tower=", "did you mean dmt.modules.DLRMTower?"]),
         ([*QUICK, "--model.top", "no_such_package.DLRM"], ["model.top", "'no_such_package'", "PYTHONPATH"]),
@@ -104,6 +104,39 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
             [*QUICK, "--model.tower", "tests.cli.faults.WrongShape"],
             ["WrongShape", "returned shape", "declare"],
         ),
+        (
+            [*QUICK, "--model.tower", "tests.cli.faults.MisfitLayer"],
+            ["tower MisfitLayer", "faults.py, line ", "RuntimeError: mat1 and mat2 shapes", "mend MisfitLayer"],
+        ),
+        ([*QUICK, "--model.tower", "tests.cli.faults.Tuple"], ["tower Tuple: returned a tuple", "return one tensor"]),
+        (
+            [*QUICK, "--model.tower", "tests.cli.faults.NoOutDim"],
+            ["tower NoOutDim: there is no out_dim; set self.out_d"],
+        ),
+        (
+            [*QUICK, "--model.top", "tests.cli.faults.OfTops"],
+            ["top OfTops: it returned shape (4, 1) for 4 samples", "squeeze(1)"],
+        ),
+        ([*QUICK, "--model.top", "tests.cli.faults.NoStage"], ["top NoStage", "set self.stage = stage in __init__"]),
+        (
+            [*QUICK, "--model.top", "tests.cli.faults.WrongPairs"],
+            ["DotInteraction num_vectors=9: it was given 8", "num_vectors=8"],
+        ),
+        ([*QUICK, "--model.dense_optimizer.lr", "-1"], ["model.dense_optimizer: Invalid learning rate: -1.0; mend"]),
+        (
+            [*QUICK, "--model.lr_scheduler", "OneCycleLR", "--model.lr_scheduler.max_lr", "1"],
+            ["model.lr_scheduler: You must define either total_steps", "mend its options"],
+        ),
+        (
+            [*QUICK, "--model.lr_scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau"],
+            ["model.lr_scheduler=ReduceLROnPlateau: it follows a metric", "StepLR"],
+        ),
+        ([*QUICK, "--model.lr_scheduler", "StepLR"], ["--model.lr_scheduler.step_size is not given"]),
+        (
+            [*QUICK, "--model.dense_optimizer", "Adam"],
+            ["model.dense_optimizer=Adam: several classes", "give torch.optim.Adam or torchrec.optim.Adam"],
+        ),
+        ([*QUICK, "--model.top.bottom_layers", "64"], ["model.top.bottom_layers=64: give a list, such as [64]"]),
         ([*QUICK, "--model.tower.out_dim", "0"], ["out_dim=0", "positive"]),
         ([*QUICK, "--model.tower.p", "0"], ["c=0, p=0"]),
         ([*QUICK, "--model.top.over_layers", "[]"], ["over_layers=[]", "at least one"]),
@@ -143,7 +176,7 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ([*QUICK, "--data", "SyntheticClick"], ["data=SyntheticClick: no such class", "did you mean SyntheticClicks?"]),
         ([*QUICK, "--model.top", "DLMR"], ["model.top=DLMR: no such class; did you mean DLRM?"]),
         ([*QUICK, "--model.tower", "Quux"], ["model.tower=Quux: no such class; give one of dmt.modules, or"]),
-        ([*QUICK, "--model.dense_optimizer", "Adm"], ["model.dense_optimizer=Adm", "did you mean Adam?"]),
+        ([*QUICK, "--model.dense_optimizer", "Adm"], ["model.dense_optimizer=Adm", "did you mean torch.optim.Adam?"]),
         ([*QUICK, "--trainer.logger", "WandbLoger"], ["trainer.logger=WandbLoger", "did you mean WandbLogger?"]),
         ([*QUICK, "--trainer.callbacks+=ModelCheckpont"], ["ModelCheckpont", "did you mean ModelCheckpoint?"]),
         ([*QUICK, "--print_confg"], ["--print_confg", "did you mean print_config?"]),
@@ -260,7 +293,8 @@ def test_a_sound_table_trains(table: Path, capfd: pytest.CaptureFixture[str]) ->
 def test_a_table_without_a_test_split_trains(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (table / "test.parquet").unlink()
     words = ["--config", str(table.parent / "config.yaml"), "--trainer.default_root_dir", str(table)]
-    main(["fit", *words, "--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={table}"])
+    logging = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={table}", "--trainer.log_every_n_steps=1"]
+    main(["fit", *words, *logging])
     assert "no test split" in capfd.readouterr().out
     [summary] = table.rglob("summary.json")
     metrics = RunSummary.load(summary).metrics
