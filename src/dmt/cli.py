@@ -41,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_OVERVIEW, end="")
         return
+    if "" not in sys.path:
+        # The user's own modules in the current folder, as `python -m` finds them, but last: a random.py there must not
+        # hide Python's. Ranks are this command again, in the same folder.
+        sys.path.append("")
     try:
         _verb(arguments[0])(arguments)
     except UserInputError as error:

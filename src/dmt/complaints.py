@@ -12,7 +12,15 @@ import yaml
 
 from dmt.errors import UserInputError, nearest
 
-_WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "names with values, such as {NAME: VALUE}",
+    "list": "a list, such as [{value}]",
+    "collections.abc.Sequence": "a list, such as [{value}]",
+}
 # Where short names of an option's classes are looked for.
 _MODULES = {
     "data": ["dmt.datamodules"],
@@ -44,6 +52,7 @@ def one_line(
         _value(told),
         _config_file(told, arguments),
         _class_path(line),
+        _ambiguous(line),
         _absent(line),
         _missing(line),
     ):
@@ -68,7 +77,7 @@ def _strategy(lines: Sequence[str], strategies: Mapping[str, str]) -> str | None
 
 def _value(told: str) -> str | None:
     """A value of another type than is wanted."""
-    expected = r"Expected an? (?:<class '(?P<type>\w+)'>|typing\.Literal\[(?P<choices>.*?)\])"
+    expected = r"Expected an? (?:<class '(?P<type>[\w.]+)'>|typing\.Literal\[(?P<choices>.*?)\])"
     # What a class says of its arguments is in the line; where one of several types would do, the value is at the end.
     value = re.search(rf"{expected}\. Got value: (?P<value>.*?)(?:\. Got value: .*)?$", told, re.MULTILINE)
     if value is None and not re.search(r"dot import path|Problem with|not accept", told):
@@ -81,7 +90,8 @@ def _value(told: str) -> str | None:
     wanted = list(dict.fromkeys(kind for kind in kinds if kind is not None))
     if value is None or not keys or not wanted:
         return None
-    return f"{'.'.join(keys)}={value['value']}: give {' or '.join(wanted)}"
+    fix = " or ".join(wanted).replace("{value}", value["value"])
+    return f"{'.'.join(keys)}={value['value']}: give {fix}"
 
 
 def _config_file(told: str, arguments: Sequence[str]) -> str | None:
@@ -112,10 +122,26 @@ def _class_path(line: str) -> str | None:
     by_name = re.search(r"Expected a dot import path string: (\w+)", line)
     if key and by_name and key[1] in _MODULES:
         modules = [importlib.import_module(path) for path in _MODULES[key[1]]]
-        public = [name for module in modules for name in dir(module) if name[0].isupper()]
-        fix = nearest(by_name[1], public, otherwise=f"give one of {_MODULES[key[1]][0]}, or a class by its path")
+        homes = {name: module.__name__ for module in modules for name in dir(module) if name[0].isupper()}
+        near = difflib.get_close_matches(by_name[1], homes, n=1)
+        if not near:
+            fix = f"give one of {_MODULES[key[1]][0]}, or a class by its path"
+        elif homes[near[0]].startswith("torch."):
+            fix = f"did you mean {homes[near[0]]}.{near[0]}?"  # TorchRec has classes of these names too
+        else:
+            fix = f"did you mean {near[0]}?"
         return f"{key[1]}={by_name[1]}: no such class; {fix}"
     return None
+
+
+def _ambiguous(line: str) -> str | None:
+    """A name that several classes have."""
+    key = re.search(r'Parser key "([\w.]+)"', line)
+    several = re.search(r"Multiple subclasses with name (\w+)\..*?: (\w[\w.]+(?:, \w[\w.]+)*)", line)
+    if key is None or several is None:
+        return None
+    paths = several[2].rstrip(".").replace(", ", " or ")
+    return f"{key[1]}={several[1]}: several classes have this name; give {paths}"
 
 
 def _absent(line: str) -> str | None:
@@ -124,13 +150,20 @@ def _absent(line: str) -> str | None:
     absent = re.search(r"No module named '([\w.]+)'", line)
     if key is None or absent is None:
         return None
-    return f"{key[1]}: no module named {absent[1]!r}; install it, or put its folder into PYTHONPATH, or mend the name"
+    return (
+        f"{key[1]}: no module named {absent[1]!r}; install it, or start dmt in its folder, or put that into "
+        "PYTHONPATH, or mend the name"
+    )
 
 
 def _missing(line: str) -> str | None:
     """An option that must be given."""
     missing = re.search(r"arguments are required: (?:\w+\.)?(\w+)", line)
-    return f"--{missing[1]} is not given; give --config FILE, such as configs/quickstart.yaml" if missing else None
+    if missing is None:
+        return None
+    if of_class := re.search(r'Parser key "([\w.]+)"', line):
+        return f"--{of_class[1]}.{missing[1]} is not given; its class needs it"
+    return f"--{missing[1]} is not given; give --config FILE, such as configs/quickstart.yaml"
 
 
 def _nearest_option(line: str, *, verb: str, names: Callable[[], list[str]]) -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 from dmt.flops import count_flops
 from dmt.modules import ClickModel, TowerStage, deferred_tables
 from dmt.modules.shards import TableShard
-from dmt.modules.towers import ProjectedTower
+from dmt.modules.towers import ProjectedTower, plain_tower
 from dmt.schema import FeatureSchema
 from dmt.strategies.flat_sharding import flat_plan, flat_tables, plan_kinds, plan_placement
 from dmt.strategies.placement import Placement, ShardingKind, place
@@ -61,16 +61,17 @@ def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[s
     Returns:
         Plain data for JSON; see ``dmt describe --help`` for its keys.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), deferred_tables():
+    # On the CPU, and dense layers for real: a module may ask for values, which the meta device does not have.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), deferred_tables():
         top = model.make(schema)
-    stage = next(module for module in top.modules() if isinstance(module, TowerStage))
+        stage = next(module for module in top.modules() if isinstance(module, TowerStage))
+        flops = count_flops(top, schema)
     tables = sum(table.num_embeddings * table.embedding_dim for table in stage.tables)
     tower_params = [sum(p.numel() for p in tower.parameters()) for tower in stage.towers]
     dense = sum(p.numel() for p in top.parameters()) - sum(tower_params)
     elements_in = sum(feature.block.width for own in stage.tower_features for feature in own)
     placement, kinds = _placement(stage, layout)
     traffic = _traffic(stage, layout, placement, kinds, tower_params, dense)
-    flops = count_flops(top, len(schema.dense))
     return {
         "parameters": tables + sum(tower_params) + dense,
         "embedding_parameters": tables,
@@ -109,7 +110,7 @@ def _describe_towers(stage: TowerStage, placement: Placement) -> list[dict[str, 
             "table_dims": [feature.block.width for feature in features],
             "out_features": module.out_features,
             "out_dim": module.out_dim,
-            "module": type(module.module if isinstance(module, ProjectedTower) else module).__name__,
+            "module": type(plain_tower(module)).__name__,
             "host_group": home,
         }
         for entries, features, module, home in zip(

@@ -1,19 +1,28 @@
-"""Floating-point operations a sample costs, counted by torch while the real modules run on the meta device.
+"""Floating-point operations a sample costs, counted by torch while the real modules run on a few samples.
 
 A multiply-add is two. Forward and backward; no gradient of the numeric columns, as in training. Lookups cost none.
 
-Shapes: B samples, n vectors, D width.
+Shapes: B samples, F features, n vectors, D width.
 """
 
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dmt.errors import UserInputError
 from dmt.modules import DotInteraction, TopArch, TowerStage
 from dmt.modules.stage import Pending, Ready, Stage, run_towers
+from dmt.modules.top_arch import check_logits
+from dmt.modules.towers import plain_tower
+from dmt.schema import FeatureSchema
 
 _BATCH = 4
 
@@ -32,23 +41,73 @@ class SampleFlops:
     as_reported: float
 
 
-def count_flops(top: TopArch, num_dense: int) -> SampleFlops:
-    """Count a model that was built on the meta device; its tower stage and interactions are replaced by counted ones.
+def count_flops(top: TopArch, schema: FeatureSchema) -> SampleFlops:
+    """Count a model on the CPU; its tower stage and interactions are replaced by counted ones.
 
     Args:
-        top: the model.
-        num_dense: numeric columns.
+        top: the model, built on the CPU; its tables need no storage.
+        schema: the data's columns.
+
+    Raises:
+        UserInputError: a tower module or the top arch fails, or returns something else than it should.
     """
     _replace(top, TowerStage, _CountedStage)
-    executed = _run(top, num_dense)
+    executed = _run(top, schema)
     _replace(top, DotInteraction, _FullProducts)
-    return SampleFlops(executed=executed, as_reported=_run(top, num_dense))
+    return SampleFlops(executed=executed, as_reported=_run(top, schema))
 
 
-def _run(top: TopArch, num_dense: int) -> float:
-    with FlopCounterMode(display=False) as counter:
-        top(torch.empty(_BATCH, num_dense, device="meta"), None).sum().backward()
+def _run(top: TopArch, schema: FeatureSchema) -> float:
+    with _plain_kernels(), _named("top", top), FlopCounterMode(display=False) as counter:
+        logits = top(torch.rand(_BATCH, len(schema.dense)), _bags(schema))
+        check_logits(top, logits, batch_size=_BATCH).sum().backward()
     return counter.get_total_flops() / _BATCH
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Without the CPU's own kernels of attention and recurrent layers, whose costs torch does not know."""
+    was_enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = was_enabled
+
+
+def _bags(schema: FeatureSchema) -> KeyedJaggedTensor:
+    """B samples with one id of each feature."""
+    num_ids = len(schema.categorical) * _BATCH
+    return KeyedJaggedTensor(
+        keys=list(schema.feature_names),
+        values=torch.cat([torch.arange(_BATCH) % feature.num_embeddings for feature in schema.categorical]),
+        weights=torch.ones(num_ids) if schema.weighted else None,
+        lengths=torch.ones(num_ids, dtype=torch.int32),
+        stride=_BATCH,
+    )
+
+
+@contextmanager
+def _named(kind: str, module: nn.Module) -> Iterator[None]:
+    """Say in one line which module fails, and where: it may be the user's own."""
+    try:
+        yield
+    except UserInputError:
+        raise
+    except Exception as error:
+        name, place = type(module).__name__, _place(error, type(module))
+        raise UserInputError(
+            f"{kind} {name}: it fails on {_BATCH} samples{place}: {type(error).__name__}: {error}; mend {name}, or its "
+            "options"
+        ) from error
+
+
+def _place(error: Exception, owner: type[nn.Module]) -> str:
+    """The line of the class's file that an error passed last."""
+    file = getattr(sys.modules.get(owner.__module__), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({file}, line {lines[-1]})" if lines else ""
 
 
 def _replace(top: TopArch, kind: type[nn.Module], replacement: type[nn.Module]) -> None:
@@ -59,16 +118,21 @@ def _replace(top: TopArch, kind: type[nn.Module], replacement: type[nn.Module]) 
 
 
 class _CountedStage(Stage):
-    """A tower stage whose lookups are replaced by embeddings on the meta device, which cost no FLOPs."""
+    """A tower stage whose lookups, which cost no FLOPs, are replaced by random embeddings."""
 
     def __init__(self, stage: TowerStage) -> None:
         super().__init__()
         self.stage = stage
         self.out_features, self.out_dim = stage.out_features, stage.out_dim
 
-    def start(self, features: KeyedJaggedTensor | None) -> Pending:
-        inputs = [torch.empty(_BATCH, *shape, device="meta", requires_grad=True) for shape in self.stage.tower_shapes]
-        return Ready(run_towers(self.stage.tower_modules, inputs))
+    def start(self, features: KeyedJaggedTensor) -> Pending:
+        outputs = []
+        for tower, shape in zip(self.stage.tower_modules, self.stage.tower_shapes, strict=True):
+            # No leaves, as in training: a tower may work in place.
+            embeddings = torch.rand(_BATCH, *shape, requires_grad=True) - 0.5
+            with _named("tower", plain_tower(tower)):
+                outputs.append(run_towers([tower], [embeddings]))
+        return Ready(torch.cat(outputs, dim=1))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         raise AssertionError("a stage that is only counted has no rows")

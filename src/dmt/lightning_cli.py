@@ -4,10 +4,11 @@ import json
 import os
 import zipfile
 from argparse import SUPPRESS
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dmt.brief_help import DESCRIPTIONS, TITLES, BriefHelp
 from dmt.callbacks import PredictionFile, RunRecord, Throughput, WireTraffic, run_folder
@@ -206,6 +208,7 @@ class DmtCLI(LightningCLI):
         self.check_layout()
         self.check_ckpt_path()
         self.check_monitors()
+        self.check_optimizers()
         self._check_run_folder()
         self.datamodule.prepare_data()
         for split in splits:
@@ -275,6 +278,28 @@ class DmtCLI(LightningCLI):
                 raise UserInputError(
                     f"{type(callback).__name__} monitor={monitor}: no such metric; choose one of {', '.join(known)}"
                 )
+
+    def check_optimizers(self) -> None:
+        """Raise :class:`UserInputError` for options that the dense optimiser or its schedule refuses."""
+        # A matrix: some optimisers are for nothing else.
+        parameter = torch.nn.Parameter(torch.zeros(2, 2))
+        optimizer = _made("model.dense_optimizer", self.model.dense_optimizer, [parameter])
+        if self.model.lr_scheduler is None:
+            return
+        scheduler = _made("model.lr_scheduler", self.model.lr_scheduler, optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise UserInputError(
+                "model.lr_scheduler=ReduceLROnPlateau: it follows a metric, and this schedule moves with every "
+                "training step; give one of steps, such as torch.optim.lr_scheduler.StepLR"
+            )
+
+
+def _made(option: str, factory: Callable[[Any], Any], of: Any) -> Any:
+    """What a factory makes; raise :class:`UserInputError` by the option's name where it refuses its arguments."""
+    try:
+        return factory(of)
+    except (ValueError, TypeError) as error:
+        raise UserInputError(f"{option}: {error}; mend its options") from error
 
 
 def check_checkpoint(path: Path, *, option: str) -> None:

@@ -36,10 +36,11 @@ class _CheckedCLI(DmtCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         self.check_layout()
         self.check_monitors()
+        self.check_optimizers()
         _check_result(self.trainer, self.datamodule)
         self.check_ckpt_path()
         if _is_schema_known(self.datamodule):
-            self.description()  # makes the model, without storage, and places it
+            self.description()  # makes the model, its tables without storage, tries it, and places it
 
 
 def check(question: dict[str, Any]) -> dict[str, Any] | None:

@@ -5,9 +5,11 @@ import signal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dmt.modules import TowerModule
+from dmt.modules import DotInteraction, TopArch, TowerModule
+from dmt.modules.stage import Stage
 
 
 class FailOnRank(Callback):
@@ -39,3 +41,56 @@ class WrongShape(TowerModule):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return embeddings
+
+
+class OfTowers(TowerModule):
+    """Declares what it reads; the classes below return something else, or fail."""
+
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.out_features, self.out_dim = num_features, embedding_dim
+        self.layer = nn.Linear(embedding_dim + 1, embedding_dim)
+
+
+class MisfitLayer(OfTowers):
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.layer(embeddings)
+
+
+class Tuple(OfTowers):
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return embeddings, embeddings  # type: ignore[return-value]
+
+
+class NoOutDim(TowerModule):
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.out_features = num_features
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return embeddings
+
+
+class OfTops(TopArch):
+    """A logistic regression, (B, 1); with its logit for each sample it would be a model."""
+
+    def __init__(self, stage: Stage, num_dense: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.layer = nn.Linear(stage.out_features * stage.out_dim, 1)
+        self.interaction = DotInteraction(stage.out_features + 1)
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        logits: Tensor = self.layer(self.stage(sparse_features).flatten(1))
+        return logits
+
+
+class NoStage(OfTops):
+    def __init__(self, stage: Stage, num_dense: int) -> None:
+        super().__init__(stage, num_dense)
+        del self.stage
+
+
+class WrongPairs(OfTops):
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        return self.interaction(self.stage(sparse_features)).sum(dim=1)

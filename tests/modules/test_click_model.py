@@ -1,6 +1,6 @@
 """ClickModel in a single process: build, fit, predict, save, load."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -162,6 +162,59 @@ def test_one_step_moves_everything(seed: int) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     make_trainer(max_steps=1).fit(model, datamodule=data)
     assert [key for key, value in model.state_dict().items() if torch.equal(value, before[key])] == []
+
+
+class Rates(L.Callback):
+    """Keeps the embedding rows' learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *rest: Any) -> None:
+        self.seen.append(float(trainer.callback_metrics["learning_rate/embeddings"]))
+        assert self.seen[-1] == pytest.approx(module.model.stage.embeddings._kernel[0].get_learning_rate())
+
+
+def embedding_rates(epochs: int, *, checkpoint: Path | None = None, **options: Any) -> tuple[list[float], L.Trainer]:
+    """Those of a fit, 4 steps an epoch, whose configured embedding rate is 0.1."""
+    trainer = make_trainer(max_epochs=epochs, callbacks=[rates := Rates()])
+    data = make_data(num_train=256)
+    trainer.fit(make_model(**options), datamodule=data, ckpt_path=checkpoint, weights_only=checkpoint and False)
+    return rates.seen, trainer
+
+
+def two_rates(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.SGD:
+    first, *others = parameters
+    return torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": others}], lr=0.01)
+
+
+@pytest.mark.parametrize("dense_optimizer", [two_rates, partial(torch.optim.SGD, lr=0.0)], ids=["groups", "zero"])
+def test_a_constant_schedule_leaves_the_embedding_rate(dense_optimizer: Callable[..., torch.optim.Optimizer]) -> None:
+    schedule = partial(torch.optim.lr_scheduler.ConstantLR, factor=1)
+    rates, _ = embedding_rates(1, dense_optimizer=dense_optimizer, lr_scheduler=schedule)
+    assert rates == pytest.approx([0.1] * 4)
+
+
+def test_a_resumed_run_has_the_rates_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    # It changes the optimiser's rates when it is made.
+    schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=9, cycle_momentum=False)
+    options = {"dense_optimizer": two_rates, "lr_scheduler": schedule}
+    at_once, trainer = embedding_rates(2, **options)
+    assert len(at_once) == 8 and at_once[0] == pytest.approx(0.1 * (1.0 / 25) / 0.5)  # OneCycleLR's div_factor is 25
+    assert max(at_once) > 0.15
+    before, trainer = embedding_rates(1, **options)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    after, _ = embedding_rates(2, checkpoint=tmp_path / "half.ckpt", **options)
+    assert before + after == pytest.approx(at_once)
+
+
+def test_a_model_is_saved_and_loaded_as_a_whole(seed: int, tmp_path: Path) -> None:
+    data, model = make_data(seed=seed), make_model()
+    model.build(data.schema)
+    expected = predictions(model, data)
+    torch.save(model.model, tmp_path / "model.pt")
+    model.model = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(predictions(model, data), expected)
 
 
 def empty_batch(schema: FeatureSchema) -> Batch:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchrec.models.dlrm import InteractionArch
 
+from dmt.errors import UserInputError
 from dmt.modules import DotInteraction, interactions
 
 # Dot products of up to 16 float32 values of order 1, and sums of up to 9 of them, in another order: rounding of about
@@ -96,3 +97,31 @@ def test_a_batch_may_be_empty(with_dense: bool) -> None:
     assert output.shape == (0, 4 + 6 if with_dense else 3)
     output.sum().backward()
     assert vectors.grad is not None and vectors.grad.shape == vectors.shape
+
+
+@pytest.mark.parametrize("with_dense", [True, False])
+@pytest.mark.parametrize("num_vectors", [5, 7])
+def test_another_number_of_vectors_is_refused(num_vectors: int, with_dense: bool) -> None:
+    vectors, dense = torch.randn(2, 6 - with_dense, 3), torch.randn(2, 3) if with_dense else None
+    with pytest.raises(UserInputError, match=rf"num_vectors={num_vectors}: it was given 6 .* num_vectors=6$"):
+        DotInteraction(num_vectors)(vectors, dense)
+
+
+# torch 2.13's compiler calls what torch 2.13 has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+def test_the_number_of_vectors_is_known_to_the_compiler() -> None:
+    interaction = DotInteraction(4)
+    compiled = torch.compile(interaction, backend="eager", fullgraph=True, dynamic=True)
+    vectors = torch.randn(5, 4, 3)
+    assert torch.equal(compiled(vectors), interaction(vectors))
+
+
+def test_training_may_follow_an_evaluation_in_inference_mode() -> None:
+    interaction = DotInteraction(4)
+    # Another device than where the indices are; on a machine without a GPU there is only this one.
+    vectors = torch.empty(2, 4, 3, device="meta", requires_grad=True)
+    with torch.inference_mode():
+        interaction(vectors.detach())
+    assert interaction.pairs.device == vectors.device
+    interaction(vectors).sum().backward()
+    assert vectors.grad is not None

@@ -244,6 +244,53 @@ def test_a_tower_that_returns_another_shape_is_named(rng: random.Random) -> None
         stage(make_batch(stage, 3, rng))
 
 
+class Several(PassThrough):
+    """Returns a list of what it should return side by side."""
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return list(embeddings.unbind(dim=1))  # type: ignore[return-value]
+
+
+def test_a_tower_that_returns_no_tensor_is_named(rng: random.Random) -> None:
+    stage = make_stage(tower=Several)
+    with pytest.raises(
+        UserInputError, match=r"tower Several: returned a list .* declare \(3, 2, 8\): return one tensor"
+    ):
+        stage(make_batch(stage, 3, rng))
+    mixed = TowerStage(
+        schema=FeatureSchema(categorical=[CategoricalFeature(name="a", num_embeddings=2)]),
+        plan=TowerPlan(towers=[["a"]]),
+        embedding_dim=8,
+        tower=Several,
+        optimizer=EmbeddingOptimizer(),
+        table_dims={"a": 4},
+    )
+    with pytest.raises(UserInputError, match="tower Several: "):  # not the projection around it
+        mixed(make_batch(mixed, 3, rng))
+
+
+class Undeclared(PassThrough):
+    def __init__(self, num_features: int, embedding_dim: int, **sizes: Any) -> None:
+        super().__init__(num_features, embedding_dim)
+        del self.out_features, self.out_dim
+        for name, size in sizes.items():
+            setattr(self, name, size)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({}, "there is no out_features; set self.out_features"),
+        ({"out_features": 2}, "there is no out_dim; set self.out_dim"),
+        ({"out_features": 2, "out_dim": None}, "out_dim=None; set self.out_dim"),
+        ({"out_features": 0, "out_dim": 8}, "out_features=0; set self.out_features"),
+    ],
+)
+def test_a_tower_that_does_not_say_its_outputs_is_named(sizes: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserInputError, match=f"^tower Undeclared: {told}.* in __init__$"):
+        make_stage(tower=partial(Undeclared, **sizes))
+
+
 def test_towers_of_different_output_dims_are_refused() -> None:
     with pytest.raises(UserInputError, match=r"tower: output dims \[2, 1, 2\] differ .* one output dim D"):
         make_stage(tower=lambda features, dim: DLRMTower(features, dim, out_dim=features))

@@ -1,15 +1,16 @@
 """Tower modules against the paper's listing 1, written out."""
 
 import random
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmt.errors import UserInputError
 from dmt.modules import DCNTower, DLRMTower, GatedTower, PassThrough
-from dmt.modules.towers import TowerFactory
+from dmt.modules.towers import ProjectedTower, TowerFactory, orthogonal_linear
 
 # Dot products of up to 7 * 12 = 84 float32 values of order 1 in another order: rounding of about
 # sqrt(84) * 6e-8 = 6e-7; 1e-5 leaves a factor ten.
@@ -97,6 +98,34 @@ def test_gated_tower_adds_products_of_mixes_to_mixes(seed: int, rng: random.Rand
     expected = torch.einsum("on,bn->bo", tower.skip.weight, flat) + tower.skip.bias
     expected += torch.einsum("oh,bh->bo", tower.project.weight, products)
     torch.testing.assert_close(output.flatten(1), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize(("in_features", "out_features"), [(8, 8), (64, 8), (3, 7)])
+def test_a_linear_layer_is_orthonormal_at_first(seed: int, in_features: int, out_features: int) -> None:
+    layer = orthogonal_linear(in_features, out_features)
+    weight = layer.weight.detach()
+    gram = weight @ weight.T if out_features <= in_features else weight.T @ weight
+    torch.testing.assert_close(gram, torch.eye(len(gram)), **TOLERANCE)
+    assert not layer.bias.any()
+    # What is left of squared lengths: all, or the part of the dimensions that there is room for.
+    kept = weight.square().sum() / in_features
+    torch.testing.assert_close(kept, torch.tensor(min(1.0, out_features / in_features)), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (tower := DLRMTower(3, 8, c=1, p=1, out_dim=4)) and [tower.mix, tower.project],
+        lambda: [DCNTower(3, 8, out_dim=4, low_rank=2).project],
+        lambda: [GatedTower(3, 8, out_dim=4).skip],
+        lambda: list(ProjectedTower([4, 8], 8, PassThrough(2, 8)).projections.values()),
+    ],
+    ids=["dlrm", "dcn", "gated", "projected"],
+)
+def test_towers_start_from_orthonormal_layers(seed: int, layers: Callable[[], list[nn.Linear]]) -> None:
+    for layer in layers():
+        singular = torch.linalg.svdvals(layer.weight.detach())
+        torch.testing.assert_close(singular, torch.ones_like(singular), **TOLERANCE)
 
 
 def test_paper_settings_compress_as_the_paper_says() -> None:

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.describe import Layout, describe, print_description
 from dmt.errors import UserInputError
-from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer, PassThrough
+from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer, PassThrough, TopArch, TowerModule
+from dmt.modules.stage import Stage
 from dmt.plan import TowerPlan
 from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies.topology import Topology
@@ -99,6 +102,88 @@ def test_flops_without_numeric_columns_and_tower_modules_equal_a_hand_count() ->
     expected = 6 * (5**2 * 8 + chain(5 * 4 // 2, 16, 6, 1))
     description = describe(make_model(tower=PassThrough), NO_DENSE, layout())
     assert description["mflops_per_sample"] * 1e6 == pytest.approx(expected, rel=1e-12)
+
+
+class Asking(TowerModule):
+    """Asks for a value, makes a tensor without a device, works in place, and draws."""
+
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.out_features, self.out_dim = num_features, embedding_dim
+        self.steps = torch.linspace(0, 1, embedding_dim)
+        self.layer = nn.Linear(embedding_dim, embedding_dim)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        embeddings *= 2
+        if embeddings.abs().max() > 1e6 or len(embeddings.unique()) == 1:
+            raise ValueError("these are no embeddings")
+        noise = torch.rand(embeddings.shape[-1]) * self.steps + torch.linspace(0, 1, embeddings.shape[-1])
+        return self.layer(embeddings) + noise
+
+
+class Wide(TopArch):
+    """A linear layer, and a weight for each id of the first feature."""
+
+    def __init__(self, stage: Stage, num_dense: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.layer = nn.Linear(stage.out_features * stage.out_dim + num_dense, 1)
+        self.wide = nn.Embedding(3, 1)
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        ids = sparse_features[sparse_features.keys()[0]]
+        assert (ids.lengths() == 1).all() and sparse_features.stride() == len(dense_features)
+        read = torch.cat([self.stage(sparse_features).flatten(1), dense_features], dim=1)
+        return (self.layer(read) + self.wide(ids.values())).squeeze(1)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_modules_may_ask_for_values_and_ids(weighted: bool) -> None:
+    schema = FeatureSchema(categorical=SCHEMA.categorical, dense=SCHEMA.dense, weighted=weighted)
+    before = torch.get_rng_state()
+    description = describe(make_model(tower=Asking, top=Wide), schema, layout())
+    assert torch.equal(torch.get_rng_state(), before)
+    expected = 6 * (5 * chain(8, 8) + chain(5 * 8 + 3, 1))  # all read a layer's output, numeric columns too
+    assert description["mflops_per_sample"] * 1e6 == pytest.approx(expected, rel=1e-12)
+
+
+class Attention(PassThrough):
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(embeddings, embeddings, embeddings)
+
+
+class Recurrent(TowerModule):
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.out_features, self.out_dim = num_features, embedding_dim
+        self.layer = nn.LSTM(embedding_dim, embedding_dim, batch_first=True)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        output: Tensor = self.layer(embeddings)[0]
+        return output
+
+
+@pytest.mark.parametrize(
+    ("tower", "multiply_adds"), [(Attention, 2 * (9 + 4) * 8), (Recurrent, 5 * (4 * 8 * 8 + 4 * 8 * 8))]
+)
+def test_kernels_that_torch_does_not_count_are_counted(tower: type[TowerModule], multiply_adds: int) -> None:
+    with_it, without = (
+        describe(make_model(tower=t), NO_DENSE, layout())["mflops_executed"] for t in (tower, PassThrough)
+    )
+    # The gradient of a first step's state is not needed; torch may leave it out.
+    assert (with_it - without) * 1e6 == pytest.approx(6 * multiply_adds, rel=0.2)
+
+
+class Failing(PassThrough):
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return embeddings @ torch.zeros(3, 3)
+
+
+def test_a_module_that_fails_is_named_with_the_reason_and_the_line() -> None:
+    told = r"^tower Failing: it fails on 4 samples \(.*test_describe.py, line \d+\): RuntimeError: .*; mend Failing"
+    for options in ({}, {"table_dims": {"a": 4}}):
+        with pytest.raises(UserInputError, match=told):
+            describe(make_model(tower=Failing, **options), SCHEMA, layout())
 
 
 def test_bytes_across_two_hosts_of_one_rank_equal_a_hand_count() -> None:

@@ -41,6 +41,7 @@ def asked(*own: str, metric: str | None = None, early: bool = False) -> dict | N
         ("--model.num_towers=0", ["num_towers=0", "choose a number"]),
         ("--model.num_towers=99", ["num_towers=99", "choose"]),
         ("--ckpt_path=nope.ckpt", ["nope.ckpt", "no such checkpoint"]),
+        ("--model.dense_optimizer.lr=-1", ["model.dense_optimizer", "-1.0"]),
         ("--trainer.logger=false", ["trainer.logger=false", "--trainer.logger+=CSVLogger"]),
     ],
 )

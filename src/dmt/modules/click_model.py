@@ -24,7 +24,7 @@ from dmt.modules.limits import check_compiler, check_trainer
 from dmt.modules.metrics import click_metrics
 from dmt.modules.optimizers import match_by_name
 from dmt.modules.stage import Pooling, Stage, TowerStage
-from dmt.modules.top_arch import TopArch, TopArchFactory
+from dmt.modules.top_arch import TopArch, TopArchFactory, check_logits
 from dmt.modules.towers import PassThrough, TowerFactory
 from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
@@ -56,7 +56,8 @@ class ClickModel(L.LightningModule):
         dense_optimizer: optimiser of all dense layers, tower modules included, by class path.
         embedding_optimizer: optimiser of embedding rows, run inside the backward pass.
         lr_scheduler: learning-rate schedule, stepped after every training step, by class path. The embedding
-            optimiser's rate follows the ratio between the scheduled and the initial rate of the dense one.
+            optimiser's rate follows the ratio between the scheduled and the configured rate of the dense one, or of
+            its first parameter group.
         compile_layers: run tower modules and the layers around the stage through torch.compile, which on the CPU
             needs a C++ compiler. The first steps take half a minute longer.
 
@@ -104,7 +105,8 @@ class ClickModel(L.LightningModule):
         """Make the plain, unsharded model for data with this schema, without keeping it.
 
         Raises:
-            UserInputError: plan, towers, dims or layer sizes do not fit the schema or each other.
+            UserInputError: plan, towers, dims or layer sizes do not fit the schema or each other, or the top arch
+                does not keep the stage.
         """
         stage = TowerStage(
             schema=schema,
@@ -116,7 +118,13 @@ class ClickModel(L.LightningModule):
             table_dims=self.table_dims,
             unwrap_singletons=self.unwrap_singletons,
         )
-        return self.top(stage, len(schema.dense))
+        top = self.top(stage, len(schema.dense))
+        if not isinstance(top, torch.nn.Module) or not _stages(top):
+            raise UserInputError(
+                f"top {type(top).__name__}: it does not keep the tower stage as a submodule; subclass dmt.TopArch, and "
+                "set self.stage = stage in __init__, after super().__init__()"
+            )
+        return top
 
     def _make_plan(self, names: Sequence[str]) -> TowerPlan:
         if isinstance(self.plan, TowerPlan):
@@ -142,8 +150,12 @@ class ClickModel(L.LightningModule):
         """:meth:`make` the model, keep it as ``self.model`` and return it."""
         self.model = self.make(schema)
         if self.compile_layers:
-            for layers in (self.model, *(tower for stage in _stages(self) for tower in stage.tower_modules)):
-                layers.compile()
+            towers = [tower for stage in _stages(self) for tower in stage.tower_modules]
+            # Dynamo counts versions by code, and all towers run the code of one forward: without room for every
+            # tower's own it would run what comes after the eighth uncompiled.
+            limit = torch._dynamo.config.recompile_limit * len(towers)
+            for layers in (self.model, *towers):
+                layers.compile(recompile_limit=limit)
         self.schema = schema
         self.resolved_plan = _stages(self)[0].plan
         return self.model
@@ -162,9 +174,14 @@ class ClickModel(L.LightningModule):
         self.build(schema)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Batch of B samples -> logits (B,)."""
+        """Batch of B samples -> logits (B,).
+
+        Raises:
+            UserInputError: the top arch returned something else.
+        """
         assert self.model is not None, "configure_model or build runs first"
-        return self.model(batch.dense_features, batch.sparse_features)
+        logits = self.model(batch.dense_features, batch.sparse_features)
+        return check_logits(self.model, logits, batch_size=batch.dense_features.shape[0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean binary cross entropy of the rank's samples; 0 for a rank with none."""
@@ -222,11 +239,11 @@ class ClickModel(L.LightningModule):
         check_trainer(self.trainer)  # a callback may have turned accumulation on
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
-        dense_rate = optimizer.param_groups[0]["lr"]
+        dense_rate = float(optimizer.param_groups[0]["lr"])
         embedding_rate = self.embedding_optimizer.learning_rate
         if self.lr_scheduler is not None:
-            # Against the optimiser's own default: some schedulers make initial_lr something else.
-            embedding_rate *= dense_rate / optimizer.defaults["lr"]
+            if self._base_rate:  # a rate of 0 stays 0 under any schedule, and tells nothing of it
+                embedding_rate *= dense_rate / self._base_rate
             for module in self.modules():
                 if isinstance(module, Stage):
                     module.set_learning_rate(embedding_rate)
@@ -238,6 +255,9 @@ class ClickModel(L.LightningModule):
         match_by_name(optimizer, self)
         if self.lr_scheduler is None:
             return optimizer
+        # Here, not from the optimiser later: some schedulers change rate and initial_lr when they are made, and a
+        # resumed run loads both into the optimiser.
+        self._base_rate = float(optimizer.param_groups[0]["lr"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

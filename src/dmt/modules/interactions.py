@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dmt.errors import UserInputError
+
 _CACHED_BYTES = 8 * 2**20
-"""Vectors that are worked on at a time on a CPU, few enough for its cache. ``benchmarks/interaction.py`` shows why."""
+"""Vectors that are worked on at a time on a CPU, few enough for its cache."""
 
 
 class DotInteraction(nn.Module):
     """Dot products of all pairs of vectors, each pair once (Naumov et al. 2019, section 2.1.3).
 
-    Of the n x n products of a sample, which hold each pair twice, and of the copy that puts the numeric columns'
-    vector beside the others, no more exists at a time than fits a CPU's cache. The gradient of the symmetric n x n
-    products is symmetric too, so that backward is one matrix product where autograd needs two.
+    On a CPU, where it is not compiled, no more exists at a time than fits the cache of the n x n products of a sample,
+    which hold each pair twice, and of the copy that puts the numeric columns' vector beside the others. The gradient of
+    the symmetric n x n products is symmetric too, so that backward is one matrix product where autograd needs two.
 
     Args:
         num_vectors: n, that of the numeric columns included.
@@ -30,6 +32,7 @@ class DotInteraction(nn.Module):
 
     def __init__(self, num_vectors: int) -> None:
         super().__init__()
+        self.num_vectors = num_vectors
         self.out_features = num_vectors * (num_vectors - 1) // 2
         rows, columns = torch.triu_indices(num_vectors, num_vectors, offset=1)
         # Not buffers: weight averaging averages buffers, and an average of indices is off by one now and then.
@@ -41,11 +44,22 @@ class DotInteraction(nn.Module):
         """(B, n, D) -> (B, C), or (B, n-1, D) and dense (B, D) -> (B, D + C): dense itself, and the products.
 
         Under autocast the products are of its dtype. They can be differentiated once.
+
+        Raises:
+            UserInputError: there are not n vectors.
         """
+        found = vectors.shape[1] + (dense is not None)
+        if found != self.num_vectors:
+            raise UserInputError(
+                f"DotInteraction num_vectors={self.num_vectors}: it was given {found} vectors, the dense one included; "
+                f"make it with num_vectors={found}"
+            )
         dtype = _product_dtype(vectors)
         vectors, dense = vectors.to(dtype), None if dense is None else dense.to(dtype)
         if self.pairs.device != vectors.device:
-            self.pairs, self.pair_of = self.pairs.to(vectors.device), self.pair_of.to(vectors.device)
+            # A tensor made in inference mode, where an evaluation comes first, could not be saved for a backward later.
+            with torch.inference_mode(False):
+                self.pairs, self.pair_of = self.pairs.to(vectors.device), self.pair_of.to(vectors.device)
         output: Tensor = _DotProducts.apply(vectors, dense, self.pairs, self.pair_of)
         return output
 

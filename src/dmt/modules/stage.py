@@ -24,7 +24,7 @@ from dmt.modules.bags import BagOrder, MeanPooling
 from dmt.modules.columns import ColumnBlock, ColumnRoute
 from dmt.modules.embeddings import EmbeddingOptimizer, FusedEmbeddingBags
 from dmt.modules.shards import TableShard
-from dmt.modules.towers import PassThrough, ProjectedTower, TowerFactory, TowerModule
+from dmt.modules.towers import PassThrough, ProjectedTower, TowerFactory, TowerModule, check_tower, plain_tower
 from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
 
@@ -143,7 +143,8 @@ class TowerStage(Stage):
         unwrap_singletons: bool = False,
     ) -> None:
         super().__init__()
-        for name, dim in {"embedding_dim": embedding_dim, **(table_dims or {})}.items():
+        own_dims = {f"table_dims.{table}": dim for table, dim in (table_dims or {}).items()}
+        for name, dim in {"embedding_dim": embedding_dim, **own_dims}.items():
             if dim < 1:
                 raise UserInputError(f"{name}={dim}: the width of an embedding is positive; give a multiple of 4")
         plan.check_features(schema.feature_names)
@@ -177,8 +178,6 @@ class TowerStage(Stage):
 
     def _shared_out_dim(self) -> int:
         dims = [module.out_dim for module in self.tower_modules]
-        if len(dims) != len(self.towers):
-            raise UserInputError("tower: the factory must make TowerModule instances; subclass dmt.modules.TowerModule")
         if len(set(dims)) != 1:
             raise UserInputError(
                 f"tower: output dims {dims} differ between towers; a stage needs one output dim D, and a tower without "
@@ -272,12 +271,12 @@ def _check_columns(features: Sequence[StageFeature]) -> None:
 def _make_tower(factory: TowerFactory, features: Sequence[StageFeature], embedding_dim: int) -> TowerModule:
     widths = [feature.block.width for feature in features]
     if _is_projected(features, embedding_dim):
-        return ProjectedTower(widths, embedding_dim, factory(len(features), embedding_dim))
+        return ProjectedTower(widths, embedding_dim, check_tower(factory(len(features), embedding_dim)))
     if len(set(widths)) > 1:
         raise UserInputError(
             f"tower plan: a tower reads blocks of columns of widths {widths}; give those of one tower the same width"
         )
-    return factory(len(features), widths[0])
+    return check_tower(factory(len(features), widths[0]))
 
 
 def _is_projected(features: Sequence[StageFeature], embedding_dim: int) -> bool:
@@ -333,16 +332,17 @@ def run_towers(towers: Sequence[TowerModule], inputs: Sequence[Tensor]) -> Tenso
         inputs: (B, *:func:`tower_shape`) of each.
 
     Raises:
-        UserInputError: a module's output is not (B, O_t, D) as it declares.
+        UserInputError: a module's output is not one tensor (B, O_t, D) as it declares.
     """
     outputs = []
     for module, embeddings in zip(towers, inputs, strict=True):
         output = module(embeddings)
         declared = (embeddings.shape[0], module.out_features, module.out_dim)
-        if output.shape != declared:
+        if not isinstance(output, Tensor) or output.shape != declared:
+            found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise UserInputError(
-                f"tower {type(module).__name__}: returned shape {tuple(output.shape)} for input "
-                f"{tuple(embeddings.shape)}; its out_features and out_dim declare {declared}"
+                f"tower {type(plain_tower(module)).__name__}: returned {found} for input {tuple(embeddings.shape)}; "
+                f"its out_features and out_dim declare {declared}: return one tensor of that shape, or mend these"
             )
         outputs.append(output)
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]

@@ -20,6 +20,9 @@ class TopArch(nn.Module, ABC):
     A subclass takes the stage and the number of numeric columns as its first two arguments, keeps the stage as a
     submodule, and implements ``forward``. It runs the stage by ``stage(sparse_features)``, or by
     ``stage.start(sparse_features)`` and later ``wait()``, between which embeddings may be on their way.
+
+    It runs on the CPU too, forward and backward: a few samples go through it before training, to check it and to count
+    what it costs.
     """
 
     @abstractmethod
@@ -29,6 +32,21 @@ class TopArch(nn.Module, ABC):
 
 TopArchFactory = Callable[[Stage, int], TopArch]
 """Makes the model over a tower stage from the stage and the number of numeric columns."""
+
+
+def check_logits(top: nn.Module, logits: object, *, batch_size: int) -> Tensor:
+    """What a model over a tower stage returned, if it is a logit for each sample.
+
+    Raises:
+        UserInputError: it is not.
+    """
+    if isinstance(logits, Tensor) and logits.shape == (batch_size,):
+        return logits
+    found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    raise UserInputError(
+        f"top {type(top).__name__}: it returned {found} for {batch_size} samples; return a tensor ({batch_size},), one "
+        "logit for each, as .squeeze(1) makes of (B, 1)"
+    )
 
 
 def make_bottom(num_dense: int, hidden_layers: Sequence[int], out_dim: int) -> DenseArch | None:

@@ -5,6 +5,7 @@ Shapes: B samples, F_t features of tower t, N embedding dim, O_t output vectors 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,21 @@ class TowerModule(nn.Module, ABC):
     """Base class of tower modules: maps (B, F_t, N) to (B, O_t, D).
 
     A subclass takes ``num_features`` (F_t) and ``embedding_dim`` (N) as its first two arguments, sets
-    ``out_features`` (O_t) and ``out_dim`` (D), and implements ``forward``. It treats samples
+    ``out_features`` (O_t) and ``out_dim`` (D), and implements ``forward``, which returns one tensor. It treats samples
     independently: under SPTT it sees the samples of several ranks in one call.
+
+    It runs on the CPU too, forward and backward: a few samples go through it before training, to check it and to count
+    what it costs.
+
+    Example:
+        >>> class Mean(TowerModule):
+        ...     def __init__(self, num_features: int, embedding_dim: int) -> None:
+        ...         super().__init__()
+        ...         self.out_features, self.out_dim = 1, embedding_dim
+        ...     def forward(self, embeddings: Tensor) -> Tensor:
+        ...         return embeddings.mean(dim=1, keepdim=True)
+        >>> Mean(3, 4)(torch.zeros(2, 3, 4)).shape
+        torch.Size([2, 1, 4])
     """
 
     out_features: int
@@ -32,6 +46,25 @@ class TowerModule(nn.Module, ABC):
 
 TowerFactory = Callable[[int, int], TowerModule]
 """Makes the module of one tower from its number of features F_t and the embedding dim N."""
+
+
+def check_tower(module: object) -> TowerModule:
+    """The module that a factory made, if it is a tower module that says what it puts out.
+
+    Raises:
+        UserInputError: it is none, or does not.
+    """
+    if not isinstance(module, TowerModule):
+        raise UserInputError("tower: the factory must make TowerModule instances; subclass dmt.modules.TowerModule")
+    for name, meaning in (("out_features", "number of output vectors O_t"), ("out_dim", "their width D")):
+        size = getattr(module, name, None)
+        if not isinstance(size, Integral) or size < 1:
+            found = f"{name}={size!r}" if hasattr(module, name) else f"there is no {name}"
+            raise UserInputError(
+                f"tower {type(module).__name__}: {found}; set self.{name}, its {meaning}, to a positive number in "
+                "__init__"
+            )
+    return module
 
 
 class PassThrough(TowerModule):
@@ -52,10 +85,11 @@ class PassThrough(TowerModule):
 
 
 def orthogonal_linear(in_features: int, out_features: int, *, bias: bool = True) -> nn.Linear:
-    """A linear layer that at first keeps the lengths and angles of what it reads, as far as its width goes.
+    """A linear layer whose rows are orthonormal at first, or its columns where it is wider than what it reads.
 
-    A model with such towers starts much as the flat one does, where by torch's default the products of two outputs
-    would be a third of those of two embeddings.
+    Wider or as wide, it keeps all lengths and angles, and a model with such towers starts much as the flat one does.
+    Narrower, it projects: 64 to 8 leaves an eighth of a squared length in the mean. By torch's default it would be a
+    third of either.
     """
     layer = nn.Linear(in_features, out_features, bias=bias)
     nn.init.orthogonal_(layer.weight)
@@ -230,6 +264,8 @@ class ProjectedTower(TowerModule):
         torch.Size([3, 2, 8])
     """
 
+    module: TowerModule
+
     def __init__(self, widths: Sequence[int], embedding_dim: int, module: TowerModule) -> None:
         super().__init__()
         self.widths = list(widths)
@@ -252,3 +288,8 @@ class ProjectedTower(TowerModule):
             features.append(projected)
         # Under autocast only the projected ones are narrow; a module reads one dtype.
         return self.module(torch.stack([feature.to(features[0].dtype) for feature in features], dim=1))
+
+
+def plain_tower(module: TowerModule) -> TowerModule:
+    """The module that a factory made, without the projection that the stage may have put around it."""
+    return module.module if isinstance(module, ProjectedTower) else module
