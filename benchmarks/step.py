@@ -5,7 +5,8 @@
 26 tables of 100,000 rows, N = 64, bottom 512-256-64, over arch 1024-512-256-1, batch 4096, random single-hot ids. Each
 contender lives in a process of its own that waits while another runs. DIR is a checkout of facebookresearch/dlrm, whose
 dlrm_s_pytorch.py runs as it is (SGD, sparse gradients); without it that row is left out. A ratio is the time of that
-script, or of dense Adam where there is none, over the contender's in the same round.
+script, or of dense Adam where there is none, over the contender's in the same round; dmt's are also compared with its
+flat DLRM of the same precision.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from torchrec.models.dlrm import DLRM as TorchRecDLRM
 from torchrec.models.dlrm import DLRMTrain
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim import RowWiseAdagrad
 
 from dmt.datamodules import RandomClicks
 from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer, PassThrough
@@ -43,6 +45,7 @@ BOTTOM, OVER = [512, 256], [1024, 512, 256]
 NUM_BATCHES = 8
 SCRIPT = "facebookresearch/dlrm (SGD)"
 DENSE_ADAM = "dense Adam on embeddings"
+FLAT = {precision: f"flat DLRM, {precision}" for precision in ("float32", "bf16-mixed")}
 
 Step = Callable[[Batch], Tensor]
 """Trains on a batch; returns the loss."""
@@ -83,7 +86,7 @@ def torchrec_modules(rows: int) -> Step:
         EmbeddingBagConfig(name=f"t{i}", feature_names=[name], num_embeddings=rows, embedding_dim=DIM)
         for i, name in enumerate(make_data(rows, 1).schema.feature_names)
     ]
-    collection = FusedEmbeddingBagCollection(tables, torch.optim.Adagrad, {"lr": 0.01}, device=torch.device("cpu"))
+    collection = FusedEmbeddingBagCollection(tables, RowWiseAdagrad, {"lr": 0.01}, device=torch.device("cpu"))
     train = DLRMTrain(TorchRecDLRM(collection, NUM_DENSE, [*BOTTOM, DIM], [*OVER, 1]))
     dense = [p for name, p in train.named_parameters() if "embedding_bags" not in name]
     optimizer = torch.optim.SGD(dense, lr=0.01)
@@ -131,10 +134,10 @@ NARROW = {"tower": partial(DLRMTower, c=1, p=0, out_dim=DIM // 2), "num_towers":
 MIXED = {"tower": partial(DLRMTower, c=0, p=1, out_dim=DIM), "num_towers": NUM_TABLES // 2}
 CONTENDERS: dict[str, Callable[[int], Step]] = {
     DENSE_ADAM: dense_adam,
-    "TorchRec's modules, fused Adagrad": torchrec_modules,
-    "flat DLRM, float32": ours,
+    "TorchRec's modules, fused row-wise Adagrad": torchrec_modules,
+    FLAT["float32"]: ours,
     "flat DLRM, float32, compiled": partial(ours, fused=True),
-    "flat DLRM, bf16-mixed": partial(ours, bf16=True),
+    FLAT["bf16-mixed"]: partial(ours, bf16=True),
     "flat DLRM, bf16-mixed, compiled": partial(ours, bf16=True, fused=True),
     "DMT, 4 towers, c=1 p=0 D=32, float32": partial(ours, **NARROW),
     "DMT, 13 towers, c=0 p=1 D=64, float32": partial(ours, **MIXED),
@@ -256,15 +259,20 @@ def report(seconds: dict[str, list[float]], arguments: argparse.Namespace) -> li
         f"{NUM_TABLES} tables of {arguments.rows:,} x {DIM}, batch {arguments.batch_size}, {arguments.threads} "
         f"threads, {arguments.rounds} rounds of {arguments.steps} steps.",
         "",
-        f"| | ms a step, median | samples a second | times as fast as {reference} | as {DENSE_ADAM} |",
-        "|---|---|---|---|---|",
+        f"| | ms a step, median | samples a second | times as fast as {reference} | as {DENSE_ADAM} "
+        "| times flat, same precision |",
+        "|---|---|---|---|---|---|",
     ]
     for name, own in seconds.items():
+        flat = next((flat for precision, flat in FLAT.items() if precision in name), None)
         cells = []
-        for other in (reference, DENSE_ADAM):
+        for other in (reference, DENSE_ADAM, flat):
+            if other in (None, name):
+                cells.append("" if other is None else "1")
+                continue
             ratios = [a / b for a, b in zip(seconds[other], own, strict=True)]
             low, high = median_interval(ratios)
-            cells.append("1" if other == name else f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})")
+            cells.append(f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})")
         median = statistics.median(own)
         lines.append(f"| {name} | {1e3 * median:.0f} | {arguments.batch_size / median:,.0f} | {' | '.join(cells)} |")
     return lines

@@ -1,9 +1,14 @@
 """Benchmarks run; what they measure is theirs to say."""
 
+import argparse
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 from tests.commands.runs import write_run, write_trial
 
@@ -40,7 +45,42 @@ def run(*words: str) -> str:
 
 def test_interactions_are_compared() -> None:
     table = run("benchmarks/interaction.py", "--shrink", "64", "--rounds", "7", "--dims", "16")
-    assert len([line for line in table.splitlines() if line.startswith(("| 16384", "| 2048", "| 512"))]) == 8
+    rows = [line for line in table.splitlines() if line.startswith(("| 16384", "| 2048", "| 512"))]
+    assert len(rows) == 8
+    heads = next(line for line in table.splitlines() if line.startswith("| B |")).split("|")
+    assert [head.strip() for head in heads].count("pairwise") == 2  # forward, and with backward
+    assert {len(row.split("|")) for row in rows} == {len(heads)}
+
+
+def test_steps_are_compared_with_flat_ones_of_the_same_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    step = importlib.import_module("step")
+    seconds = {name: [1.0] * 7 for name in step.CONTENDERS}
+    seconds |= {"flat DLRM, float32": [6.0] * 7, "flat DLRM, bf16-mixed": [3.0] * 7}
+    lines = step.report(seconds, argparse.Namespace(rows=1, batch_size=1, threads=1, rounds=7, steps=1))
+    heads, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    assert {len(row) for row in rows} == {len(heads)} and len(rows) == len(seconds)
+    found = {row[0]: row[heads.index("times flat, same precision")] for row in rows}
+    assert [found.pop(name) for name in step.FLAT.values()] == ["1", "1"]
+    for name, cell in found.items():
+        is_ours = name.startswith(("flat", "DMT"))
+        assert cell == ("" if not is_ours else "3.00 (3.00 to 3.00)" if "bf16" in name else "6.00 (6.00 to 6.00)"), name
+
+
+def test_torchrecs_tables_are_trained_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    step = importlib.import_module("step")
+    made: list[FusedEmbeddingBagCollection] = []
+
+    def make(*arguments: object, **options: object) -> FusedEmbeddingBagCollection:
+        made.append(FusedEmbeddingBagCollection(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(step, "FusedEmbeddingBagCollection", make)
+    train = step.torchrec_modules(7)
+    assert train(next(iter(step.make_data(7, 4).train_dataloader()))).isfinite()
+    states = made[0].fused_optimizer().state_dict()["state"]
+    assert {tensor.numel() for state in states.values() for tensor in state.values()} == {7}  # one for each row
 
 
 def test_quality_pairs_seeds(tmp_path: Path) -> None:

@@ -125,6 +125,36 @@ def test_a_checkpoint_without_averages_starts_them(tmp_path: Path) -> None:
     assert_averages(copy_of(model), recorder.trained)
 
 
+def sharing(callback: WeightAverage, **options: Any) -> tuple[L.Trainer, ClickModel, SyntheticClicks, Recorder]:
+    """:func:`make` with the callback in place of its own."""
+    trainer, *rest = make(**options)
+    trainer.callbacks = [callback if isinstance(c, WeightAverage) else c for c in trainer.callbacks]
+    return trainer, *rest
+
+
+def test_another_model_begins_its_own_averages() -> None:
+    callback = WeightAverage(decay=DECAY, every_n_steps=2)
+    models = []  # alive, or not: the second is dropped before the third is made
+    for seed in (1, 2, 3):
+        L.seed_everything(seed, verbose=False)
+        trainer, model, data, recorder = sharing(callback, max_epochs=1)
+        trainer.fit(model, data)
+        assert_averages(copy_of(model), recorder.trained)
+        models = [*models, model][:1]
+        del trainer, model
+
+
+def test_another_model_resumes_from_a_checkpoint(tmp_path: Path) -> None:
+    callback = WeightAverage(decay=DECAY, every_n_steps=2)
+    trainer, model, data, first = sharing(callback, max_epochs=1)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(path := tmp_path / "half.ckpt", weights_only=False)
+    trainer, model, data, second = sharing(callback, max_epochs=2)
+    trainer.fit(model, data, ckpt_path=path, weights_only=False)
+    assert len(second.trained) == 10
+    assert_averages(copy_of(model), first.trained + second.trained)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,7 @@
 """FusedEmbeddingBags against torch's embedding_bag and optimiser formulas written out."""
 
 import copy
+import pickle
 import random
 from collections.abc import Callable
 
@@ -29,6 +30,13 @@ from tests.modules.embedding_cases import (
 WITHOUT_ADAM = OPTIMIZERS[:-1]  # its steps have a test of their own, test_sparse_adam.py
 STATES = {"sgd": [], "adagrad": ["momentum"], "rowwise_adagrad": ["momentum"], "adam": ["exp_avg", "exp_avg_sq"]}
 NUM_BAGS = len(LOOKUPS) * BATCH
+
+
+def saved_and_loaded(bags: FusedEmbeddingBags) -> FusedEmbeddingBags:
+    return pickle.loads(pickle.dumps(bags))
+
+
+COPIES = pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
 
 
 def plain_update(weight: Tensor, gradient: Tensor, state: Tensor, optimizer: EmbeddingOptimizer) -> None:
@@ -108,6 +116,14 @@ def test_an_empty_batch_goes_forward_and_backward(seed: int) -> None:
     assert output.shape == (0, WIDTH)
     output.sum().backward()
     assert all(torch.equal(value, before[key]) for key, value in bags.state_dict().items())
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_ids_on_another_device_are_refused(seed: int, rng: random.Random, inference: bool) -> None:
+    bags, batch = make(seed), draw_bags(rng)
+    message = r"^embedding tables on cpu, ids of the batch on meta: .* \(configure_model\), .* torch\.device\('meta'\)$"
+    with pytest.raises(UserInputError, match=message), torch.inference_mode(inference):
+        bags(batch.ids.to("meta"), batch.offsets.to("meta"))
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -195,9 +211,12 @@ def test_moving_the_model_leaves_tables_where_the_kernel_sees_them(
     torch.testing.assert_close(bags(*batch), plain_lookup(dict(bags.weights), batch), **TOLERANCE)
 
 
+@COPIES
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_copys_state_dict_follows_its_own_steps(seed: int, rng: random.Random, name: str) -> None:
-    bags = copy.deepcopy(make(seed, name=name))
+def test_a_copys_state_dict_follows_its_own_steps(
+    seed: int, rng: random.Random, name: str, copied: Callable[[FusedEmbeddingBags], FusedEmbeddingBags]
+) -> None:
+    bags = copied(make(seed, name=name))
     before = {key: value.clone() for key, value in bags.state_dict().items()}
     train_step(bags, draw_bags(rng), torch.randn(BATCH, WIDTH))
     for key in ["few_weight", *(f"few_{kind}" for kind in STATES[name])]:
@@ -220,11 +239,14 @@ def test_a_learning_rate_that_was_set_is_that_of_the_next_step(seed: int, rng: r
         torch.testing.assert_close(weight.data, before[table] - 2.0 * leaves[table].grad, **TOLERANCE)
 
 
+@COPIES
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_copy_keeps_the_learning_rate_that_was_set(seed: int, rng: random.Random, name: str) -> None:
+def test_a_copy_keeps_the_learning_rate_that_was_set(
+    seed: int, rng: random.Random, name: str, copied: Callable[[FusedEmbeddingBags], FusedEmbeddingBags]
+) -> None:
     bags = make(seed, name=name)
     bags.set_learning_rate(0.0)
-    twin = copy.deepcopy(bags)
+    twin = copied(bags)
     before = twin.weights["few"].detach().clone()
     train_step(twin, draw_bags(rng), torch.randn(BATCH, WIDTH))
     assert torch.equal(twin.weights["few"], before)

@@ -10,10 +10,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from dmt.modules import Calibration, LogLoss, NormalizedEntropy, click_metrics
+from dmt.modules.metrics import AUROC
 
 # The metrics sum in float64 and return float32, whose rounding is 6e-8; 1e-6 leaves a factor ten.
 RTOL = 1e-6
-METRICS = [LogLoss, NormalizedEntropy, Calibration]
+METRICS = [AUROC, LogLoss, NormalizedEntropy, Calibration]
 
 
 def draw(seed: int, size: int = 500) -> tuple[Tensor, Tensor]:
@@ -93,10 +94,25 @@ def test_saturated_predictions_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("metric_class", METRICS)
-def test_nan_predictions_are_not_hidden(metric_class: type[Metric]) -> None:
-    metric = metric_class()
-    metric.update(torch.tensor([0.5, torch.nan]), torch.tensor([0, 1]))
+@pytest.mark.parametrize("preds", [[0.5, torch.nan], [torch.nan, torch.nan]])
+def test_nan_predictions_are_not_hidden(metric_class: type[Metric], preds: list[float]) -> None:
+    metric, other = metric_class(), metric_class()
+    metric.update(torch.tensor(preds), torch.tensor([0, 1]))
+    other.update(torch.tensor([0.2, 0.8]), torch.tensor([0, 1]))
+    other.merge_state(metric)  # of another rank
+    assert metric.compute().isnan() and other.compute().isnan()
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_labels_that_are_all_the_same_have_no_area(label: int) -> None:
+    metric = AUROC()
+    metric.update(torch.empty(0), torch.empty(0, dtype=torch.int32))
     assert metric.compute().isnan()
+    metric.reset()
+    metric.update(torch.tensor([0.2, 0.8]), torch.tensor([label, label]))
+    assert metric.compute().isnan()
+    metric.update(torch.tensor([0.5]), torch.tensor([1 - label]))
+    assert metric.compute() == 0.5
 
 
 def test_known_values() -> None:

@@ -1,5 +1,6 @@
 """Averages of the weights over training steps, under any strategy."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,8 @@ class WeightAverage(Callback):
     ``state_dict`` of checkpoints have the averages; after ``fit`` the model has them too. A checkpoint also keeps
     the weights that training goes on with, from which a run with this callback resumes, under any strategy.
 
-    Unlike Lightning's ``EMAWeightAveraging`` it works under ``sptt`` and ``torchrec``.
+    Unlike Lightning's ``EMAWeightAveraging`` it works under ``sptt`` and ``torchrec``. A second ``fit`` of the same
+    model goes on with its averages; that of another model begins its own.
 
     Args:
         decay: how much of the average an update keeps in the long run.
@@ -41,6 +43,10 @@ class WeightAverage(Callback):
             raise UserInputError(f"WeightAverage every_n_steps={every_n_steps}: give at least 1")
         self.decay = decay
         self.every_n_steps = every_n_steps
+        self._module: weakref.ref[pl.LightningModule] | None = None  # whose the averages are
+        self._clear()
+
+    def _clear(self) -> None:
         self._num_updates = 0
         self._last_step = 0
         # The averages by name, or, while the model has them, the weights of training.
@@ -48,7 +54,13 @@ class WeightAverage(Callback):
         self._model_has_averages = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and self._model_has_averages:  # an earlier fit has ended
+        if stage != "fit":
+            return
+        # What a checkpoint holds is loaded later.
+        if self._module is not None and self._module() is not pl_module:
+            self._clear()
+        self._module = weakref.ref(pl_module)
+        if self._model_has_averages:  # an earlier fit has ended
             self._swap(trainer)
 
     def on_train_batch_end(

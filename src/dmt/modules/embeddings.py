@@ -261,10 +261,20 @@ class FusedEmbeddingBags(nn.Module):
 
         Returns:
             (B, sum of widths), outputs side by side in the order of ``lookups``.
+
+        Raises:
+            UserInputError: ids are on another device than the tables.
         """
         if not self._kernel:
             raise RuntimeError(
                 "these embedding tables have no storage: they were built under deferred_tables(), or of no shards"
+            )
+        if indices.device != self.device:  # a kernel of one device would read the other's addresses
+            raise UserInputError(
+                f"embedding tables on {self.device}, ids of the batch on {indices.device}: tables stay where they are "
+                "built; leave it to the Trainer (configure_model), or build or load the model under "
+                f"torch.device('{indices.device}')",
+                on_every_rank=True,
             )
         if not torch.is_inference_mode_enabled():
             return self._kernel[0](indices, offsets, weights)
@@ -291,13 +301,33 @@ class FusedEmbeddingBags(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # A field-by-field copy would give views of the old kernel's storage beside a new kernel.
-        with self.device, nullcontext() if self._kernel else deferred_tables():
-            twin = type(self)(self.shards, optimizer=self.optimizer, seed=self.seed)
-        twin.load_state_dict(self.state_dict())
-        for kernel in self._kernel:
-            twin.set_learning_rate(kernel.get_learning_rate())
+        make, arguments = self.__reduce__()
+        twin = make(*arguments)
         memo[id(self)] = twin
         return twin
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
+        # FBGEMM's kernels cannot be pickled: what is loaded has a new one, on the same device.
+        rates = [kernel.get_learning_rate() for kernel in self._kernel]
+        return type(self)._make, (self.shards, self.optimizer, self.seed, self.device, rates, self.state_dict())
+
+    @classmethod
+    def _make(
+        cls,
+        shards: Sequence[TableShard],
+        optimizer: EmbeddingOptimizer,
+        seed: int,
+        device: torch.device,
+        rates: Sequence[float],
+        state: dict[str, Tensor],
+    ) -> Self:
+        """Another one of the same state; ``rates`` are those of its kernels, none where tables are deferred."""
+        with device, nullcontext() if rates else deferred_tables():
+            made = cls(shards, optimizer=optimizer, seed=seed)
+        made.load_state_dict(state)
+        for rate in rates:
+            made.set_learning_rate(rate)
+        return made
 
     def extra_repr(self) -> str:
         return ", ".join(f"{_shard_name(shard)}: {shard.num_rows}x{shard.width}" for shard in self.shards)

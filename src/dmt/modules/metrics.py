@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAUROC
+from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.utilities import dim_zero_cat
 
 
 class _ClickMetric(Metric):
@@ -73,12 +75,25 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(denominator > 0, numerator / denominator, torch.nan).float()
 
 
+class AUROC(BinaryAUROC):
+    """Area under the ROC curve, exact: every prediction is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(thresholds=None, validate_args=False)
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # torchmetrics makes it a kind of curve
+        """NaN where a prediction is, which would have a rank like any other, or where all labels are the same."""
+        preds, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)
+        if preds.isnan().any() or int(target.sum()) in (0, target.numel()):
+            return preds.new_tensor(torch.nan)
+        return binary_auroc(preds, target, validate_args=False)
+
+
 def click_metrics(prefix: str) -> MetricCollection:
     """AUROC, log loss, normalised entropy and calibration, their names starting with ``prefix``."""
     return MetricCollection(
         {
-            # thresholds=None keeps every prediction: the exact area, not a binned one.
-            "auroc": BinaryAUROC(thresholds=None, validate_args=False),
+            "auroc": AUROC(),
             "log_loss": LogLoss(),
             "normalized_entropy": NormalizedEntropy(),
             "calibration": Calibration(),

@@ -1,7 +1,8 @@
 """Tables on the CPU whose rows this project updates in backward.
 
-FBGEMM looks them up. Its own Adagrads on the CPU use one thread, the row-wise one is wrong above 4 GiB a table, and
-there is no Adam. (fbgemm-gpu 1.8.0; see ``benchmarks/embedding_optimizers.py``.)
+FBGEMM looks them up. Its own Adagrads on the CPU use one thread (``benchmarks/embedding_optimizers.py``), the row-wise
+one is wrong above 4 GiB a table (its ``GenerateSparseAdaGrad<int>`` keeps a row's place in bytes in 32 bits), and there
+is no Adam. (fbgemm-gpu 1.8.0.)
 
 Shapes: B samples, F lookups, V ids, V_g ids of a group's lookups, U different rows among them, W columns of a table.
 """
