@@ -89,7 +89,9 @@ def test_a_right_manifest_is_taken(log: Path) -> None:
 )
 def test_a_manifest_that_does_not_fit_is_refused(log: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit(log, change)
-    with pytest.raises(ValueError, match=rf"^path={log}: manifest.json is damaged; convert the logs again$"):
+    with pytest.raises(
+        ValueError, match=rf"^path={log}: manifest.json is damaged; remove it, and convert the logs again$"
+    ):
         CriteoDataModule(path=log)
 
 
@@ -99,7 +101,7 @@ def test_ids_beyond_their_table_are_refused_although_the_files_are_known(
     ready(log)
     edit(log, lambda manifest: manifest["schema"]["categorical"][1].update(num_embeddings=4))
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"rows.npy: column 'C2' has row 4 of a table, .*=4 by the manifest; conv"):
+        with pytest.raises(ValueError, match=r"rows.npy: column 'C2' has row 4 of a table, .*=4 by the manifest; copy"):
             ready(log)
     # A larger table is no fault, and what was checked is not read again.
     edit(log, lambda manifest: manifest["schema"]["categorical"][1].update(num_embeddings=6))

@@ -5,12 +5,13 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ import pytest
 
 from dmt.cli import main
 from dmt.datamodules import CriteoDataModule
+from dmt.preprocess import criteo
 from dmt.preprocess.criteo import ConversionOptions, Hashing, PartReport, Vocabularies
 from dmt.preprocess.criteo_run import Splits, preprocess_criteo
-from dmt.preprocess.sources import find_sources
+from dmt.preprocess.sources import PlainText, find_sources
 from tests.preprocess.criteo_cases import ROWS, draw_lines, expected, write_log
 
 Lines = list[bytes]
@@ -166,9 +168,15 @@ def test_a_killed_run_goes_on_without_redoing_parts(
     process.wait()
     finished = {path: path.stat().st_mtime_ns for path in parts.glob("[0-9]*/part.json")}
     assert len(finished) >= 5 and not (output / "manifest.json").exists()
-    convert([folder], output, part_bytes=50_000, categories=categories)
-    if parts.exists():  # parts of values are gone when all is done
-        assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
+    found: dict[Path, int] = {}
+
+    def note(told_stage: str, report: PartReport) -> None:
+        # At once: parts of values are gone when all is done.
+        path = output / told_stage / f"{report.source:03d}-{report.part:05d}" / "part.json"
+        found[path] = path.stat().st_mtime_ns
+
+    convert([folder], output, part_bytes=50_000, categories=categories, on_part=note)
+    assert all(found[path] == at for path, at in finished.items())
     convert([folder], tmp_path / "at_once", part_bytes=50_000, categories=categories)
     assert contents(output) == contents(tmp_path / "at_once")
 
@@ -323,6 +331,84 @@ def test_a_damaged_gzip_file_is_read_as_far_as_it_goes(tmp_path: Path, damage: s
     assert (num_kept == 4000) == (damage == "wrong checksum") and num_kept > 1000
     assert f"log.gz, line {num_kept + 1}: damaged gzip file (" in done["first_bad_lines"][0]
     assert_split(output, "train", lines[:num_kept])
+
+
+def test_damage_is_told_of_behind_any_number_of_bad_lines(tmp_path: Path) -> None:
+    lines = [b"1"] * 30 + draw_lines(np.random.default_rng(4), 4000)
+    zipped = gzip.compress(write_log(tmp_path / "log", lines).read_bytes())
+    (tmp_path / "log.gz").write_bytes(zipped[: len(zipped) // 2])
+    for part_bytes in (100_000, 10_000_000):
+        output = tmp_path / str(part_bytes)
+        done = convert([tmp_path / "log.gz"], output, fractions=(1, 0, 0), part_bytes=part_bytes, skip_bad_lines=True)
+        assert done["bad_lines"] == 31 and len(done["first_bad_lines"]) == 11
+        assert "damaged gzip file" in done["first_bad_lines"][-1]
+
+
+def test_parts_that_were_removed_are_made_again(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+    for name, categories in (("hashed", Hashing(num_embeddings=ROWS)), ("named", Vocabularies(min_count=2))):
+        convert([days[0]], tmp_path / name, categories=categories)
+        before = contents(tmp_path / name)
+        shutil.rmtree(tmp_path / name / "parts" / "000-00001")
+        convert([days[0]], tmp_path / name, categories=categories)
+        assert contents(tmp_path / name) == before
+    # With none of them left, other options are another conversion.
+    shutil.rmtree(tmp_path / "hashed" / "parts")
+    done = convert([days[0]], tmp_path / "hashed", categories=Hashing(num_embeddings=(5,) * 26))
+    assert done["schema"]["categorical"][0]["num_embeddings"] == 5
+
+
+def test_workers_end_with_an_error_and_one_may_try_again(tmp_path: Path) -> None:
+    lines = draw_lines(np.random.default_rng(6), 2000)
+    (tmp_path / "day_0.gz").write_bytes(gzip.compress(b"1\n" + b"\n".join(lines) + b"\n", compresslevel=1))
+    (tmp_path / "day_1.gz").write_bytes(gzip.compress(b"\n".join(lines * 300) + b"\n", compresslevel=1))
+    logs = [tmp_path / "day_0.gz", tmp_path / "day_1.gz"]
+    with pytest.raises(ValueError, match=r"day_0.gz, line 1: 1 columns, not 40"):
+        convert(logs, tmp_path / "out", part_bytes=10_000_000, workers=2)
+    # The other day's worker was in the middle of it.
+    assert len(list((tmp_path / "out" / "parts").glob("001-*"))) < 13
+    done = convert(logs, tmp_path / "out", part_bytes=10_000_000, workers=2, skip_bad_lines=True)
+    assert done["bad_lines"] == 1 and sum(source["rows"] for source in done["sources"]) == 602_000
+
+
+def test_errors_of_reading_name_what_was_read(
+    days: tuple[Path, list[Lines]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> Iterator[bytes]:
+        raise OSError(errno.EIO, "Input/output error")
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(criteo, "chunks", broken)
+        with pytest.raises(ValueError, match=r"day_0: \[Errno 5\] Input/output error; check the file"):
+            convert([days[0]], tmp_path / "out")
+    log = write_log(tmp_path / "log", days[1][0])
+    sources = find_sources([log])
+    log.unlink()
+    monkeypatch.setattr(PlainText, "identity", lambda self: [])
+    monkeypatch.setattr(PlainText, "num_bytes", 100)
+    options = ConversionOptions(categories=Hashing(num_embeddings=ROWS))
+    with pytest.raises(ValueError, match=r"log: No such file or directory; check the file"):
+        preprocess_criteo(sources, tmp_path / "gone", options=options, splits=Splits(fractions=(1, 0, 0)))
+
+
+def test_a_file_without_rows_is_named(days: tuple[Path, list[Lines]], tmp_path: Path) -> None:
+    write_log(tmp_path / "day_0", days[1][0])
+    (tmp_path / "day_1.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(ValueError, match=r"day_1.gz: there are no rows in it; fetch it again, or leave it out"):
+        convert([tmp_path], tmp_path / "out")
+
+
+def test_more_parts_than_files_may_be_open(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", draw_lines(np.random.default_rng(7), 3000))
+    code = (
+        "import resource; from pathlib import Path; from dmt.preprocess.criteo import Vocabularies;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (128, resource.getrlimit(resource.RLIMIT_NOFILE)[1]));"
+        "from tests.preprocess.test_criteo import arrays, convert;"
+        f"done = convert([Path({str(log)!r})], Path({str(tmp_path / 'out')!r}), part_bytes=5000,"
+        "fractions=(1, 0, 0), categories=Vocabularies(min_count=2)); assert len(done['parts']) > 128;"
+        f"assert len(arrays(Path({str(tmp_path / 'out')!r}), 'train')[2]) == 3000"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_command_tells_what_it_did(
@@ -517,7 +603,8 @@ def test_training_refuses_what_the_manifest_does_not_tell_of(days: tuple[Path, l
     CriteoDataModule(path=output).setup()
     np.save(rows, right[1:])
     with pytest.raises(
-        ValueError, match=r"000-00001/rows.npy: int32 of shape .* tells of int32 .*; convert the logs again"
+        ValueError,
+        match=r"000-00001/rows.npy: int32 of shape .* tells of int32 .*; copy it again, or remove .*000-00001 and",
     ):
         CriteoDataModule(path=output).setup()
     rows.unlink()

@@ -62,6 +62,11 @@ def test_what_is_wrong_is_told(change: dict[int, bytes], reason: str) -> None:
     assert len(read.labels) == 2
 
 
+def test_of_many_bad_lines_the_first_are_told() -> None:
+    read = read_lines(GOOD_LINE + b"\n" + b"1\n" * 1000)
+    assert read.num_bad == 1000 and [line.index for line in read.bad] == list(range(1, 11)) and len(read.labels) == 1
+
+
 def test_what_editors_and_windows_add_is_told() -> None:
     read = read_lines(b"\xef\xbb\xbf" + GOOD_LINE + b"\n" + GOOD_LINE + b"\r\n")
     reasons = [line.reason for line in read.bad]

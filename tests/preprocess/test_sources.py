@@ -237,3 +237,20 @@ def test_wrong_inputs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(ValueError, match=r"hf://datasets/a/b: ConnectionError: no way to the hub; check the name, or"):
         convert(["hf://datasets/a/b"], tmp_path / "out3", fractions=(1, 0, 0))
+
+
+@pytest.mark.parametrize("ending", ["", ".parquet", ".tsv", ".txt.gz"])
+def test_days_of_any_ending_are_put_in_order(tmp_path: Path, ending: str) -> None:
+    for day in range(11):
+        (tmp_path / f"day_{day}{ending}").write_bytes(gzip.compress(b"1") if ending.endswith("gz") else b"1")
+    given = sorted(map(str, tmp_path.iterdir()))  # as a shell has them: day_0, day_1, day_10, day_2
+    found = find_sources(given)
+    assert [Path(source.name).name for source in found] == [f"day_{day}{ending}" for day in range(11)]
+    with pytest.raises(ValueError, match="day_4 is missing between"):
+        find_sources([name for name in given if "day_4" not in name])
+
+
+def test_other_files_beside_days_are_none(tmp_path: Path) -> None:
+    for name in ("day_0", "day_1", "day_0.md5"):
+        (tmp_path / name).write_bytes(b"1")
+    assert [Path(source.name).name for source in find_sources([tmp_path])] == ["day_0", "day_1"]

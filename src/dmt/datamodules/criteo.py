@@ -15,6 +15,7 @@ from dmt.datamodules.checksums import check_once
 from dmt.datamodules.mapped import MappedArrays
 from dmt.datamodules.module import ClickDataModule
 from dmt.errors import UserInputError
+from dmt.open_files import allow_open_files
 from dmt.preprocess.criteo import FORMAT_VERSION, MANIFEST, ROWS
 from dmt.schema import FeatureSchema
 
@@ -62,6 +63,7 @@ class CriteoDataModule(ClickDataModule):
         manifest = self._manifest
         schema = manifest.schema
         num_columns = len(schema.dense) + len(schema.feature_names) + 1
+        allow_open_files(len(manifest.parts))
         rows = {part.file: _load_part(part, num_columns=num_columns) for part in manifest.parts}
         checksums = {part.file: part.checksum for part in manifest.parts}
         check_once(
@@ -180,14 +182,16 @@ def _read_manifest(path: Path) -> _Manifest:
         raise UserInputError(
             f"path={path}: no {MANIFEST} in it; run `dmt preprocess criteo INPUT --output {path}` first"
         )
-    damaged = UserInputError(f"path={path}: {MANIFEST} is damaged; convert the logs again")
+    damaged = UserInputError(f"path={path}: {MANIFEST} is damaged; remove it, and convert the logs again")
     try:
         content = json.loads(file.read_text())
         version = content["version"]
     except (ValueError, KeyError, TypeError):
         raise damaged from None
     if version != FORMAT_VERSION:
-        raise UserInputError(f"path={path}: it has format {version}, not {FORMAT_VERSION}; convert the logs again")
+        raise UserInputError(
+            f"path={path}: it has format {version}, not {FORMAT_VERSION}; remove it, and convert the logs again"
+        )
     try:
         return _Manifest(
             schema=FeatureSchema.from_dict(content["schema"]),
@@ -205,19 +209,24 @@ def _load_part(part: _Part, *, num_columns: int) -> np.ndarray:
     try:
         rows: np.ndarray = np.load(part.file, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise UserInputError(f"{part.file}: {error}; convert the logs again") from None
+        raise UserInputError(f"{part.file}: {error}; {_again(part.file)}") from None
     if rows.shape != (wanted := (part.num_rows, num_columns)) or rows.dtype != np.int32:
         raise UserInputError(
-            f"{part.file}: {rows.dtype} of shape {rows.shape}, but the manifest tells of int32 {wanted}; convert the "
-            "logs again"
+            f"{part.file}: {rows.dtype} of shape {rows.shape}, but the manifest tells of int32 {wanted}; "
+            f"{_again(part.file)}"
         )
     return rows
+
+
+def _again(file: Path) -> str:
+    """What to do about a part: `dmt preprocess` makes those anew that are not there."""
+    return f"copy it again, or remove {file.parent} and convert the logs again"
 
 
 def _check_part(file: Path, rows: np.ndarray, *, checksum: int, schema: FeatureSchema) -> None:
     """Compare a part with what the manifest tells of all rows: int32 (n, C + F + 1)."""
     if zlib.crc32(rows.data) != checksum:
-        raise UserInputError(f"{file}: its checksum is not the manifest's; copy it again, or convert the logs again")
+        raise UserInputError(f"{file}: its checksum is not the manifest's; {_again(file)}")
     if not len(rows):
         return
     # Of the same bytes, which are in memory now: the manifest itself has no checksum.
@@ -226,5 +235,5 @@ def _check_part(file: Path, rows: np.ndarray, *, checksum: int, schema: FeatureS
         if lowest < 0 or highest >= feature.num_embeddings:
             raise UserInputError(
                 f"{file}: column {feature.name!r} has row {lowest if lowest < 0 else highest} of a table, which has "
-                f"num_embeddings={feature.num_embeddings} by the manifest; convert the logs again"
+                f"num_embeddings={feature.num_embeddings} by the manifest; {_again(file)}"
             )

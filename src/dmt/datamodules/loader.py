@@ -133,11 +133,15 @@ def draw_batches(dataset: ClickDataset, steps: Iterable[np.ndarray], *, num_work
             pin_memory=torch.cuda.is_available(),
         )
     )
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
         coming = pool.submit(next, batches, None)
         while (batch := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
             yield batch
+    finally:
+        # Without waiting: what is left half-way may be collected in any thread, this one's own included.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -30,6 +30,10 @@ Started again after a kill it goes on where it was. DIR/manifest.json is there w
 """
 
 
+# Together within 2 GiB.
+_MAX_WORKERS = 4
+
+
 def run_preprocess_command(arguments: list[str]) -> None:
     """``dmt preprocess criteo INPUT... --output DIR``."""
     parser = OneLineParser(prog="dmt preprocess criteo", description=_DESCRIPTION)
@@ -63,7 +67,12 @@ def run_preprocess_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--on-bad-lines", choices=["error", "skip"], default="error", help="lines that are not Criteo's (default error)"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: the CPUs that this one may use)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help=f"processes, of some 350 MB each (default: the CPUs that this one may use, at most {_MAX_WORKERS})",
+    )
     if arguments[1:2] != ["criteo"]:
         found = arguments[1] if len(arguments) > 1 else "nothing"
         if found in ("-h", "--help"):
@@ -75,7 +84,7 @@ def run_preprocess_command(arguments: list[str]) -> None:
         raise UserInputError(f"--workers {options.workers}: give at least 1")
     categories = _categories(options)
     sources = find_sources(options.inputs)
-    is_begun, is_done = ((options.output / file).exists() for file in (OPTIONS, MANIFEST))
+    is_begun, made_before = (options.output / OPTIONS).exists(), _made_at(options.output / MANIFEST)
     started = time.monotonic()
     sizes_in_bytes = [source.num_bytes for source in sources]
     total = None if None in sizes_in_bytes else sum(filter(None, sizes_in_bytes))
@@ -86,7 +95,7 @@ def run_preprocess_command(arguments: list[str]) -> None:
                 options.output,
                 options=ConversionOptions(categories=categories, skip_bad_lines=options.on_bad_lines == "skip"),
                 splits=Splits(fractions=_fractions(options.split, num_sources=len(sources))),
-                workers=options.workers or len(os.sched_getaffinity(0)),
+                workers=options.workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS),
                 on_part=progress.add,
             )
     except KeyboardInterrupt:
@@ -99,13 +108,17 @@ def run_preprocess_command(arguments: list[str]) -> None:
     sizes = {name: end - start for name, (start, end) in manifest["splits"].items()}
     rows, seconds = sum(sizes.values()), time.monotonic() - started
     told = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
-    if is_done:
+    if made_before is not None and made_before == _made_at(options.output / MANIFEST):
         pace = "converted before"
     elif is_begun:
         pace = f"gone on with for {seconds:.1f} s"
     else:
         pace = f"in {seconds:.1f} s, {rows / seconds:,.0f} a second"
     print(f"{rows:,} rows ({told}) {pace}: {options.output}")
+
+
+def _made_at(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.exists() else None
 
 
 def _categories(options: argparse.Namespace) -> Hashing | Vocabularies:

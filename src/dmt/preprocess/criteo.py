@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dmt.errors import UserInputError
-from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, NUM_COLUMNS, BadLine, Lines, read_lines
+from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, NUM_COLUMNS, BadLine, Lines, is_told, read_lines
 from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
 from dmt.preprocess.text_parts import chunks, count_lines, seek_line, skip
 from dmt.preprocess.vocabulary import (
@@ -45,10 +45,10 @@ from dmt.preprocess.vocabulary import (
 from dmt.preprocess.workers import Tell
 from dmt.whole_files import whole
 
-NUM_SHOWN = 10
 MANIFEST = "manifest.json"
 PARTS = "parts"
 ROWS = "rows.npy"
+PART = "part.json"
 VOCABULARY = "vocabulary.parquet"
 FORMAT_VERSION = 1
 OPTIONS = "options.json"
@@ -119,7 +119,8 @@ class PartReport:
         num_bytes: that it was read from.
         num_rows: lines that were kept.
         num_bad: lines that were left out.
-        first_bad: index among the part's lines, and what is wrong, of the first ten.
+        first_bad: index among the part's lines, and what is wrong, of the first ten, and of what stands for the rest of
+            a damaged file.
         checksum: CRC-32 of the rows' bytes.
     """
 
@@ -208,23 +209,26 @@ def _write_part(
     pieces: Iterator[tuple[Lines, int]], *, source: Source, part: int, options: ConversionOptions, output: Path
 ) -> PartReport:
     """Write a part of pieces, each with the number of bytes that it was read from."""
-    converted, bad = [], []
-    num_bytes, num_lines = 0, 0
-    for lines, of_piece in pieces:
+    converted, first_bad = [], list[tuple[int, str]]()
+    num_bytes, num_lines, num_bad = 0, 0, 0
+    for lines, of_piece in _reading(source, pieces):
         if lines.bad and not options.skip_bad_lines:
             raise _BadLineError(BadLine(num_lines + lines.bad[0].index, lines.bad[0].reason))
-        bad += [(num_lines + line.index, line.reason) for line in lines.bad]
+        for line in lines.bad:
+            if is_told(line.reason, num_before=len(first_bad)):
+                first_bad.append((num_lines + line.index, line.reason))
         converted.append(_rows(lines, options))
         num_bytes += of_piece
-        num_lines += len(lines.labels) + len(lines.bad)
+        num_lines += len(lines.labels) + lines.num_bad
+        num_bad += lines.num_bad
     rows = np.concatenate(converted or [_rows(read_lines(b""), options)])
     report = PartReport(
         source=source.index,
         part=part,
         num_bytes=num_bytes,
         num_rows=len(rows),
-        num_bad=len(bad),
-        first_bad=bad[:NUM_SHOWN],
+        num_bad=num_bad,
+        first_bad=first_bad,
         checksum=zlib.crc32(rows.data),
     )
     with _new_part(source.folder(output, options.stage, part), report) as folder:
@@ -232,6 +236,14 @@ def _write_part(
         if isinstance(options.categories, Vocabularies):
             ValueCounts.of(_values(rows)).save(folder)
     return report
+
+
+def _reading(source: Source, pieces: Iterator[tuple[Lines, int]]) -> Iterator[tuple[Lines, int]]:
+    """The pieces; an error of reading is the source's, where any other one is of the output."""
+    try:
+        yield from pieces
+    except OSError as error:
+        raise UserInputError(f"{source.name}: {error}; check the file, and whether it can be read") from None
 
 
 def _rows(lines: Lines, options: ConversionOptions) -> np.ndarray:
@@ -255,13 +267,13 @@ def _new_part(folder: Path, report: PartReport) -> Iterator[Path]:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     yield unfinished
-    (unfinished / "part.json").write_text(json.dumps(asdict(report)))
+    (unfinished / PART).write_text(json.dumps(asdict(report)))
     unfinished.rename(folder)
 
 
 def read_report(folder: Path) -> PartReport | None:
     """The report of a finished part."""
-    file = folder / "part.json"
+    file = folder / PART
     return PartReport(**json.loads(file.read_text())) if file.exists() else None
 
 

@@ -18,9 +18,10 @@ from dmt.errors import UserInputError, is_disk_full
 from dmt.preprocess.criteo import (
     FORMAT_VERSION,
     MANIFEST,
-    NUM_SHOWN,
     OPTIONS,
+    PART,
     PARTS,
+    ROWS,
     VOCABULARY,
     ConversionOptions,
     Hashing,
@@ -34,7 +35,7 @@ from dmt.preprocess.criteo import (
     num_parts,
     write_vocabularies,
 )
-from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS
+from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, is_told
 from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
 from dmt.preprocess.vocabulary import NUM_SPECIAL
 from dmt.preprocess.workers import Tell, Workers
@@ -93,13 +94,23 @@ def preprocess_criteo(
     """
     with writing(output), _locked(output):
         start_output(output, sources=sources, options=options, splits=splits)
-        if not (output / MANIFEST).exists():
+        if not _is_done(output):
             with Workers(workers) as pool:
                 manifest = _convert(pool, sources, output, options=options, splits=splits, on_part=on_part)
             write_whole(output / MANIFEST, json.dumps(manifest, indent=1))
         shutil.rmtree(output / "values", ignore_errors=True)
         done: Mapping[str, Any] = json.loads((output / MANIFEST).read_text())
     return done
+
+
+def _is_done(output: Path) -> bool:
+    """Whether there is all that the manifest tells of, whose last rows may have been removed since to be made again."""
+    file = output / MANIFEST
+    try:
+        folders = [output / part["folder"] for part in json.loads(file.read_text())["parts"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return all((folder / name).exists() for folder in folders for name in (ROWS, PART))
 
 
 def _convert(
@@ -164,6 +175,7 @@ def start_output(output: Path, *, sources: Sequence[Source], options: Conversion
             raise UserInputError(f"--output {output}: it was begun with other {told}; give another folder or remove it")
     elif output.exists() and (not output.is_dir() or {file.name for file in output.iterdir()} - {f".{OPTIONS}"}):
         raise UserInputError(f"--output {output}: it exists and is not of dmt preprocess; give another folder")
+    (output / MANIFEST).unlink(missing_ok=True)  # of parts that were removed
     write_whole(file, json.dumps(wanted))
 
 
@@ -180,6 +192,8 @@ def writing(output: Path) -> Iterator[None]:
             ) from None
         if not isinstance(error, OSError):
             raise
+        if error.filename is not None and output not in [Path(error.filename), *Path(error.filename).parents]:
+            raise UserInputError(f"{error.filename}: {error.strerror}; check the file") from None
         raise UserInputError(f"--output {output}: {error}; give another folder") from None
 
 
@@ -231,12 +245,16 @@ def _make_vocabulary(folders: Sequence[Path], column: int, tell: Tell, *, min_co
 
 
 def _check_training(sources: Sequence[Source], reports: Sequence[PartReport], splits: Splits) -> None:
-    if splits.ranges(_rows_by_source(sources, reports))["train"][1] == 0:
+    rows = _rows_by_source(sources, reports)
+    if splits.ranges(rows)["train"][1] == 0:
         num_rows, num_bad = (sum(getattr(report, name) for report in reports) for name in ("num_rows", "num_bad"))
         raise UserInputError(
             f"{', '.join(source.name for source in sources[:3])}: no rows for training, of {num_rows:,} rows and "
             f"{num_bad:,} lines that were left out; give logs with rows, or another --split"
         )
+    for source, num_rows in zip(sources, rows, strict=True):
+        if num_rows == 0:  # the last one's would be for validation and test
+            raise UserInputError(f"{source.name}: there are no rows in it; fetch it again, or leave it out")
 
 
 def describe(
@@ -287,11 +305,12 @@ def _rows_by_source(sources: Sequence[Source], reports: Sequence[PartReport]) ->
 
 
 def _first_bad_lines(sources: Sequence[Source], reports: Sequence[PartReport]) -> list[str]:
-    """File, number and fault of the first ten lines that were left out."""
-    told, lines_before = [], Counter[int]()
+    """File, number and fault of the first ten lines that were left out, and of damaged places of files."""
+    told, lines_before = list[str](), Counter[int]()
     for report in reports:
         source = sources[report.source]
         for index, reason in report.first_bad:
-            told.append(f"{source.name}, {source.unit} {lines_before[report.source] + index + 1}: {reason}")
+            if is_told(reason, num_before=len(told)):
+                told.append(f"{source.name}, {source.unit} {lines_before[report.source] + index + 1}: {reason}")
         lines_before[report.source] += report.num_rows + report.num_bad
-    return told[:NUM_SHOWN]
+    return told

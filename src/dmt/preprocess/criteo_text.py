@@ -6,8 +6,10 @@ categories may be missing. The Kaggle file and the days of the 1 TB logs are ali
 Shape legend: n lines.
 """
 
+import io
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -23,11 +25,14 @@ _SCHEMA = pl.Schema({LABEL: pl.UInt8} | dict.fromkeys(INTEGERS, pl.Int64) | dict
 _LABEL = re.compile(rb"0*[01]")
 _INTEGER = re.compile(rb"-?[0-9]+|")
 _CATEGORY = re.compile(rb"[0-9a-fA-F]{1,8}|")
+_DAMAGED = DAMAGE[1:].decode()
 # What polars skips or trims in numbers and at the ends of lines, and Criteo does not have.
 _FOREIGN = (b" ", b"+", b"\r")
 # At its start, polars would skip it too.
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SHOWN = 40
+NUM_TOLD = 10
+"""Of a text's bad lines so many are told of, and where a gzip file is damaged."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +56,26 @@ class Lines:
         labels: uint8 (n,).
         dense: float32 (n, 13), of the integers by :func:`scale_integers`.
         categories: uint32 values of (n, 26), 0 where missing.
-        bad: the lines that are left out.
+        num_bad: lines that are left out.
+        bad: the first of them.
     """
 
     labels: np.ndarray
     dense: np.ndarray
     categories: pl.DataFrame
-    bad: list[BadLine]
+    num_bad: int = 0
+    bad: Sequence[BadLine] = ()
 
 
 def read_lines(text: bytes) -> Lines:
     """Read whole lines; the last one may lack its line end."""
     frame = _read_columns(text)
     if frame is not None:
-        return _split(frame, bad=[])
-    kept, bad = _tell_apart(text)
+        return _split(frame)
+    kept, num_bad, bad = _tell_apart(text)
     frame = _read_columns(kept)
     assert frame is not None, "lines that match the pattern are read"
-    return _split(frame, bad=bad)
+    return replace(_split(frame), num_bad=num_bad, bad=bad)
 
 
 def _read_columns(text: bytes) -> pl.DataFrame | None:
@@ -94,21 +101,31 @@ def _read_columns(text: bytes) -> pl.DataFrame | None:
     return None if has_nulls or bool((frame[LABEL] > 1).any()) else frame
 
 
-def _split(frame: pl.DataFrame, *, bad: list[BadLine]) -> Lines:
+def _split(frame: pl.DataFrame) -> Lines:
     return Lines(
         labels=frame[LABEL].to_numpy(),
         dense=scale_integers(frame.select(pl.col(INTEGERS).fill_null(0).cast(pl.Float32)).to_numpy(order="c")),
         categories=frame.select(CATEGORIES),
-        bad=bad,
     )
 
 
-def _tell_apart(text: bytes) -> tuple[bytes, list[BadLine]]:
-    """The good lines, and what is wrong with the others."""
-    lines = text.removesuffix(b"\n").split(b"\n")
-    faults = [_fault(line) for line in lines]
-    kept = b"".join(line + b"\n" for line, fault in zip(lines, faults, strict=True) if fault is None)
-    return kept, [BadLine(index, fault) for index, fault in enumerate(faults) if fault is not None]
+def _tell_apart(text: bytes) -> tuple[bytes, int, list[BadLine]]:
+    """The good lines, how many others there are, and what is wrong with the first of these."""
+    kept, num_bad, bad = bytearray(), 0, list[BadLine]()
+    for index, line in enumerate(io.BytesIO(text)):
+        fault = _fault(line.removesuffix(b"\n"))
+        if fault is None:
+            kept += line
+            continue
+        num_bad += 1
+        if is_told(fault, num_before=len(bad)):
+            bad.append(BadLine(index, fault))
+    return bytes(kept), num_bad, bad
+
+
+def is_told(fault: str, *, num_before: int) -> bool:
+    """Whether a bad line is one of the first, or stands for the rest of a file."""
+    return num_before < NUM_TOLD or fault.startswith(_DAMAGED)
 
 
 def _fault(line: bytes) -> str | None:

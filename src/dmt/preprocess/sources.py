@@ -17,11 +17,13 @@ import numpy as np
 import polars as pl
 
 from dmt.errors import UserInputError
-from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, BadLine, Lines, scale_integers
+from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, NUM_TOLD, BadLine, Lines, scale_integers
 from dmt.preprocess.dataset_text import HUB, is_dataset, open_dataset
 from dmt.preprocess.text_parts import CHUNK_BYTES, is_gzip, open_gzip
 
-_DAY = re.compile(r"day_(\d+)(?:\.gz|_dense\.npy)?")
+# Of a folder's files those without another ending are taken; of those that are given, days of any kind are ordered.
+_DAY_FILE = re.compile(r"day_(\d+)(?:\.gz)?")
+_DAY = re.compile(r"day_(\d+)(?:_dense\.npy|(?:\.\w+)*)")
 _DENSE = "_dense.npy"
 
 
@@ -194,7 +196,8 @@ class Arrays:
             labels=labels[kept].astype(np.uint8),
             dense=scaled[kept],
             categories=pl.from_numpy(values[kept].astype(np.uint32), schema=list(CATEGORIES)),
-            bad=[BadLine(index, bad[index]) for index in sorted(bad)],
+            num_bad=len(bad),
+            bad=[BadLine(index, bad[index]) for index in sorted(bad)[:NUM_TOLD]],
         )
 
 
@@ -231,7 +234,7 @@ def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
 def _in_folder(folder: Path) -> list[str]:
     files = sorted(folder.iterdir())
     for found in (
-        [file for file in files if _DAY.fullmatch(file.name) and not file.name.endswith(_DENSE)],
+        [file for file in files if _DAY_FILE.fullmatch(file.name)],
         [file for file in files if file.name.endswith(_DENSE)],
         [file for file in files if file.name == "train.txt"],
     ):

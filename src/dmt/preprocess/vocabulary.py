@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dmt.open_files import allow_open_files
+
 NUM_SPECIAL = 2
 # Some 600 MB while they are added up.
 ROWS_AT_A_TIME = 2**24
@@ -88,6 +90,7 @@ def merge_counts(
     Returns:
         uint32 (V,); equally frequent values are in their own order.
     """
+    allow_open_files(len(folders))
     parts = [ValueCounts.load(folder).column(column) for folder in folders]
     num_ranges = 1 + sum(map(len, parts)) // rows_at_a_time
     # The values of a range from all parts, range after range: as many of each as random values would have.

@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.queues import SimpleQueue
 from threading import Thread
@@ -35,8 +36,9 @@ class Workers:
         if number > 1:
             context = get_context("spawn")
             self._told: SimpleQueue[Any] = context.SimpleQueue()
+            stop, self._stop = context.Pipe(duplex=False)
             self._pool = ProcessPoolExecutor(
-                max_workers=number, mp_context=context, initializer=_begin, initargs=(self._told,)
+                max_workers=number, mp_context=context, initializer=_begin, initargs=(self._told, stop)
             )
 
     def __enter__(self) -> Self:
@@ -44,7 +46,10 @@ class Workers:
 
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=error[0] is None, cancel_futures=True)
+            if error[0] is not None:
+                self._stop.close()  # a task may be a whole day
+            # Whoever tries again at once is not to meet them at work.
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, tasks: Sequence[Callable[[Tell], Result]], on_told: Tell = lambda told: None) -> list[Result]:
         """Run tasks; returns their results in the order of the tasks.
@@ -78,19 +83,19 @@ class Workers:
         return [future.result() for future in futures]
 
 
-def _begin(queue: "SimpleQueue[Any]") -> None:
+def _begin(queue: "SimpleQueue[Any]", stop: Connection) -> None:
     global _queue
     _queue = queue
     # One thread a worker: polars' own threads would wait for Python between chunks.
     os.environ["POLARS_MAX_THREADS"] = "1"
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_end_with_parent, args=[stop], daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would go on with what is queued, and then wait forever."""
+def _end_with_parent(stop: Connection) -> None:
+    """End when the parent says so or was killed: a worker would go on with what it does and with what is queued."""
     parent = parent_process()
     assert parent is not None
-    wait_for([parent.sentinel])
+    wait_for([parent.sentinel, stop])
     os._exit(1)
 
 
