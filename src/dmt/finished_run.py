@@ -15,8 +15,8 @@ from dmt.whole_files import write_whole
 
 SUMMARY_FILE = "summary.json"
 _SEED = "seed_everything"
-# Where a run and its data are kept, not what they are.
 _RESUMED = "ckpt_path"
+# Where a run and its data are kept, not what they are.
 _PLACES = (
     *("trainer.logger", "trainer.default_root_dir", _RESUMED, "trainer.enable_progress_bar"),
     "data.init_args.cache_dir",

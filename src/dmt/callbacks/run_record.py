@@ -108,10 +108,8 @@ def _git() -> dict[str, Any] | None:
 
 def _state(folder: Path) -> dict[str, Any] | None:
     """Commit that a folder is of, and whether files of it differ; None where it is not under git."""
-    commit, changed = (
-        _answer(folder, "rev-parse", "HEAD"),
-        _answer(folder, "status", "--porcelain", "--untracked-files=no"),
-    )
+    commit = _answer(folder, "rev-parse", "HEAD")
+    changed = _answer(folder, "status", "--porcelain", "--untracked-files=no")
     return None if commit is None else {"commit": commit, "is_changed": bool(changed)}
 
 

@@ -122,7 +122,8 @@ def _notes(points: Sequence[Point], baseline: Point | None, *, metric: str) -> l
     if resumed := [run.name for run in runs if run.resumed_from]:
         notes.append(f"These went on from a checkpoint, and count as the others do: {_some(resumed)}.")
     codes = [run.code for run in runs if run.code]
-    if differing := [name for name in {**codes[0]} if len({code.get(name) for code in codes}) > 1] if codes else []:
+    first_code = codes[0] if codes else {}
+    if differing := [name for name in first_code if len({code.get(name) for code in codes}) > 1]:
         kinds = Counter(", ".join(f"{name} {code.get(name)}" for name in differing) for code in codes)
         told = [f"{number} of {kind}" for kind, number in kinds.most_common()]
         notes.append(f"The runs are not of one version of the code: {_some(told)}.")

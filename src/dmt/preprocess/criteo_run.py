@@ -104,7 +104,7 @@ def preprocess_criteo(
 
 
 def _is_done(output: Path) -> bool:
-    """Whether there is all that the manifest tells of, whose last rows may have been removed since to be made again."""
+    """Whether all is there that the manifest tells of: parts may have been removed since, to be made again."""
     file = output / MANIFEST
     try:
         folders = [output / part["folder"] for part in json.loads(file.read_text())["parts"]]
