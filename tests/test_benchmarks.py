@@ -118,6 +118,23 @@ def test_loading_is_measured(tmp_path: Path) -> None:
     assert "| shuffled |" in table and "| stored order |" in table
 
 
+def test_conversions_are_compared(tmp_path: Path) -> None:
+    rows = ["--rows", "3000", "--torchrec-rows", "500", "--distinct-rows", "500", "--rounds", "1"]
+    table = run("benchmarks/ingest.py", *rows, "--folder", str(tmp_path))
+    assert "dmt writes 161." in table  # 160 bytes a row, and what is written once
+    _, _, *found = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert [row[0] for row in found] == [
+        "| TorchRec tsv_to_npys",
+        "| plain polars",
+        "| dmt preprocess criteo --min-count 2",
+        "| dmt preprocess criteo --min-count 1, no value twice",
+        "| dmt preprocess criteo, no value twice",
+        "| dmt preprocess criteo",
+    ]
+    assert all(float(row[1].replace(",", "")) > 0 and int(row[4].strip(" |")) > 0 for row in found)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_methods_of_towers_are_compared(tmp_path: Path) -> None:
     rows = [
         "trial,state,model.top.class_path,model.tower.class_path,model.num_towers,model.plan,seed_everything,test/auroc,val/auroc"

@@ -34,6 +34,7 @@ _HOME = {
     "SyntheticClicks": "dmt.datamodules",
     "TabularClicks": "dmt.datamodules",
     "TabularRows": "dmt.datamodules",
+    "preprocess_criteo": "dmt.preprocess.api",
     "SpttStrategy": "dmt.strategies",
     "TorchRecStrategy": "dmt.strategies",
     "TowerCheckpointIO": "dmt.strategies",

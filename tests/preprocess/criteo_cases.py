@@ -1,9 +1,19 @@
-"""Criteo logs for the tests, and a reader of them written with nothing but Python and numpy."""
+"""Criteo logs for the tests, their conversion, and a reader of them written with nothing but Python and numpy."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from dmt.datamodules import CriteoDataModule
+from dmt.preprocess.criteo import ConversionOptions, Hashing, PartReport, Vocabularies
+from dmt.preprocess.criteo_manifest import Splits
+from dmt.preprocess.criteo_run import convert_sources
+from dmt.preprocess.sources import find_sources
+
+Lines = list[bytes]
 
 ROWS = (1000, 7, 50, *range(2, 25))
 
@@ -34,3 +44,45 @@ def expected(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         np.array(ids, np.int32).reshape(-1, 26),
         np.array(labels, np.uint8),
     )
+
+
+def convert(
+    inputs: Sequence[str | Path],
+    output: Path,
+    *,
+    categories: Hashing | Vocabularies = Hashing(num_embeddings=ROWS),  # noqa: B008 - frozen
+    part_bytes: int = 300_000,
+    skip_bad_lines: bool = False,
+    fractions: tuple[float, float, float] | None = None,
+    workers: int = 1,
+    on_part: Callable[[str, PartReport], None] = lambda stage, report: None,
+) -> Mapping[str, Any]:
+    options = ConversionOptions(categories=categories, part_bytes=part_bytes, skip_bad_lines=skip_bad_lines)
+    return convert_sources(
+        find_sources(inputs),
+        output,
+        options=options,
+        splits=Splits(fractions=fractions),
+        workers=workers,
+        on_part=on_part,
+    )
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def arrays(output: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A split as its DataModule has it, in stored order."""
+    data = CriteoDataModule(path=output)
+    data.setup()
+    dataset = data._split(split)
+    batch = dataset.batch(np.arange(len(dataset)))
+    ids = batch.sparse_features.values().reshape(26, -1).T.numpy().astype(np.int32)
+    return batch.dense_features.numpy(), ids, batch.labels.numpy().astype(np.uint8)
+
+
+def assert_split(output: Path, split: str, lines: Lines) -> None:
+    for found, wanted in zip(arrays(output, split), expected(lines), strict=True):
+        # Logarithms in float32 and in float64 differ by a rounding each of argument and result.
+        np.testing.assert_allclose(found, wanted, rtol=2**-22)

@@ -11,8 +11,7 @@ import pytest
 
 from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, LABEL
 from dmt.preprocess.sources import find_sources
-from tests.preprocess.criteo_cases import draw_lines, expected, write_log
-from tests.preprocess.test_criteo import arrays, convert
+from tests.preprocess.criteo_cases import arrays, convert, draw_lines, expected, write_log
 
 COUNT = 3000
 LINES = draw_lines(np.random.default_rng(8), COUNT)

@@ -26,8 +26,7 @@ class CriteoDataModule(ClickDataModule):
     """Click logs in Criteo's format, memory-mapped.
 
     Args:
-        path: the folder that `dmt preprocess criteo`, or :func:`dmt.preprocess.criteo_run.preprocess_criteo`, has
-            written.
+        path: the folder that `dmt preprocess criteo`, or :func:`dmt.preprocess_criteo`, has written.
         global_batch_size: samples of one step over all ranks together.
         seed: seed of the order of the training samples.
         num_workers: processes of each rank that make batches ahead; 0 where a core for them is not to spare.

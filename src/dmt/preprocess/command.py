@@ -1,6 +1,5 @@
 """``dmt preprocess``: its options, its progress, and what it prints at the end."""
 
-import argparse
 import os
 import sys
 import time
@@ -10,16 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dmt.errors import OneLineParser, UserInputError
-from dmt.preprocess.criteo import MANIFEST, OPTIONS, ConversionOptions, Hashing, PartReport, Vocabularies
-from dmt.preprocess.criteo_run import Splits, preprocess_criteo
-from dmt.preprocess.criteo_text import CATEGORIES
+from dmt.preprocess.api import check_workers, choose_categories, choose_splits
+from dmt.preprocess.criteo import MANIFEST, OPTIONS, ConversionOptions, PartReport
+from dmt.preprocess.criteo_run import convert_sources
 from dmt.preprocess.sources import find_sources
-
-# Rows of the tables for the 1 TB logs, as TorchRec's DLRM example has them.
-NUM_EMBEDDINGS = (
-    *(45833188, 36746, 17245, 7413, 20243, 3, 7114, 1441, 62, 29275261, 1572176, 345138, 10),
-    *(2209, 11267, 128, 4, 974, 14, 48937457, 11316796, 40094537, 452104, 12606, 104, 35),
-)
 
 _DESCRIPTION = """\
 Convert Criteo's click logs, the Kaggle file or days of the 1 TB logs, to what `dmt.CriteoDataModule` maps into
@@ -80,9 +73,10 @@ def run_preprocess_command(arguments: list[str]) -> None:
             return
         raise UserInputError(f"dmt preprocess {found}: give criteo or tabular; see dmt preprocess criteo --help")
     options = parser.parse_args(arguments[2:])
-    if options.workers is not None and options.workers < 1:
-        raise UserInputError(f"--workers {options.workers}: give at least 1")
-    categories = _categories(options)
+    workers = min(len(os.sched_getaffinity(0)), _MAX_WORKERS) if options.workers is None else options.workers
+    check_workers(workers)
+    categories = choose_categories(_table_rows(options.num_embeddings), options.min_count)
+    shares = _shares(options.split)
     sources = find_sources(options.inputs)
     is_begun, made_before = (options.output / OPTIONS).exists(), _made_at(options.output / MANIFEST)
     started = time.monotonic()
@@ -90,12 +84,12 @@ def run_preprocess_command(arguments: list[str]) -> None:
     total = None if None in sizes_in_bytes else sum(filter(None, sizes_in_bytes))
     try:
         with _Progress(total) as progress:
-            manifest = preprocess_criteo(
+            manifest = convert_sources(
                 sources,
                 options.output,
                 options=ConversionOptions(categories=categories, skip_bad_lines=options.on_bad_lines == "skip"),
-                splits=Splits(fractions=_fractions(options.split, num_sources=len(sources))),
-                workers=options.workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS),
+                splits=choose_splits(shares, num_sources=len(sources)),
+                workers=workers,
                 on_part=progress.add,
             )
     except KeyboardInterrupt:
@@ -121,42 +115,25 @@ def _made_at(file: Path) -> int | None:
     return file.stat().st_mtime_ns if file.exists() else None
 
 
-def _categories(options: argparse.Namespace) -> Hashing | Vocabularies:
-    if options.min_count is None:
-        return Hashing(num_embeddings=_num_embeddings(options.num_embeddings or "1000000"))
-    if options.num_embeddings is not None:
-        raise UserInputError(
-            f"--num-embeddings {options.num_embeddings}: with --min-count the vocabularies say how many rows there "
-            "are; give one of the two"
-        )
-    if options.min_count < 1:
-        raise UserInputError(f"--min-count {options.min_count}: give at least 1")
-    return Vocabularies(min_count=options.min_count)
-
-
-def _num_embeddings(text: str) -> tuple[int, ...]:
+def _table_rows(text: str | None) -> int | list[int] | None:
+    if text is None:
+        return None
     try:
         numbers = [int(word) for word in text.split(",")]
     except ValueError:
-        numbers = []
-    if len(numbers) not in (1, len(CATEGORIES)) or not all(1 <= number < 2**31 for number in numbers):
         raise UserInputError(
             f"--num-embeddings {text}: give a number from 1 to 2147483647, or 26 of them separated by commas"
-        )
-    return tuple(numbers) if len(numbers) > 1 else tuple(min(size, numbers[0]) for size in NUM_EMBEDDINGS)
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
-def _fractions(text: str | None, *, num_sources: int) -> tuple[float, float, float] | None:
+def _shares(text: str | None) -> list[float] | None:
     if text is None:
-        return None if num_sources > 1 else (0.8, 0.1, 0.1)
+        return None
     try:
-        train, valid, test = (float(word) for word in text.split(","))
+        return [float(word) for word in text.split(",")]
     except ValueError:
-        train = valid = test = -1.0
-    # (the other way around, NaN would pass)
-    if not (train > 0 and valid >= 0 and test >= 0 and abs(train + valid + test - 1) <= 1e-9):
-        raise UserInputError(f"--split {text}: give three numbers that sum to 1, such as 0.8,0.1,0.1")
-    return train, valid, test
+        raise UserInputError(f"--split {text}: give three numbers that sum to 1, such as 0.8,0.1,0.1") from None
 
 
 class _Progress:

@@ -1,13 +1,12 @@
-"""A whole conversion of Criteo's logs: inputs, workers, and the manifest at the end."""
+"""A whole conversion of Criteo's logs: parts, by workers, and the manifest at the end."""
 
 import fcntl
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,38 +34,17 @@ from dmt.preprocess.criteo import (
     num_parts,
     write_vocabularies,
 )
-from dmt.preprocess.criteo_text import CATEGORIES, INTEGERS, is_told
+from dmt.preprocess.criteo_manifest import Splits, describe, rows_by_source
+from dmt.preprocess.criteo_text import CATEGORIES
 from dmt.preprocess.sources import ArrayTriple, PlainText, Source, TextStream
 from dmt.preprocess.vocabulary import NUM_SPECIAL
 from dmt.preprocess.workers import Tell, Workers
-from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.whole_files import write_whole
 
 Task = Callable[[Tell], list[PartReport]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    """Which rows are for training, validation and test, in the order of the inputs.
-
-    Args:
-        fractions: shares of all rows; ``None`` for the customary split by days: all files but the last are for
-            training, of the last one the first half for validation and the second for test.
-    """
-
-    fractions: tuple[float, float, float] | None
-
-    def ranges(self, rows_by_source: Sequence[int]) -> dict[str, tuple[int, int]]:
-        """First row, and the one after the last, of each split."""
-        total = sum(rows_by_source)
-        if self.fractions is None:
-            cuts = (total - rows_by_source[-1], total - rows_by_source[-1] + rows_by_source[-1] // 2)
-        else:
-            cuts = (round(total * self.fractions[0]), round(total * (self.fractions[0] + self.fractions[1])))
-        return {"train": (0, cuts[0]), "valid": (cuts[0], cuts[1]), "test": (cuts[1], total)}
-
-
-def preprocess_criteo(
+def convert_sources(
     sources: Sequence[Source],
     output: Path,
     *,
@@ -128,7 +106,7 @@ def _convert(
     if isinstance(options.categories, Hashing):
         num_embeddings = options.categories.num_embeddings
     else:
-        num_train = splits.ranges(_rows_by_source(sources, reports))["train"][1]
+        num_train = splits.ranges(rows_by_source(sources, reports))["train"][1]
         folders = count_training(sources, reports, num_rows=num_train, output=output)
         make = partial(_make_vocabulary, folders, min_count=options.categories.min_count, output=output)
         sizes = pool.run([partial(make, column) for column in range(len(CATEGORIES))])
@@ -245,7 +223,7 @@ def _make_vocabulary(folders: Sequence[Path], column: int, tell: Tell, *, min_co
 
 
 def _check_training(sources: Sequence[Source], reports: Sequence[PartReport], splits: Splits) -> None:
-    rows = _rows_by_source(sources, reports)
+    rows = rows_by_source(sources, reports)
     if splits.ranges(rows)["train"][1] == 0:
         num_rows, num_bad = (sum(getattr(report, name) for report in reports) for name in ("num_rows", "num_bad"))
         raise UserInputError(
@@ -257,60 +235,5 @@ def _check_training(sources: Sequence[Source], reports: Sequence[PartReport], sp
             raise UserInputError(f"{source.name}: there are no rows in it; fetch it again, or leave it out")
 
 
-def describe(
-    sources: Sequence[Source],
-    reports: Sequence[PartReport],
-    *,
-    num_embeddings: Sequence[int],
-    options: ConversionOptions,
-    splits: Splits,
-) -> dict[str, Any]:
-    """The manifest: what there is to know of the converted logs."""
-    rows = _rows_by_source(sources, reports)
-    schema = FeatureSchema(
-        categorical=[
-            CategoricalFeature(name=name, num_embeddings=size)
-            for name, size in zip(CATEGORIES, num_embeddings, strict=True)
-        ],
-        dense=INTEGERS,
-    )
-    return {
-        "version": FORMAT_VERSION,
-        "schema": schema.to_dict(),
-        "splits": splits.ranges(rows),
-        "sources": [{"file": s.path.name, "rows": n} for s, n in zip(sources, rows, strict=True)],
-        "options": asdict(options),
-        "bad_lines": sum(report.num_bad for report in reports),
-        "first_bad_lines": _first_bad_lines(sources, reports),
-        "parts": [
-            {
-                "folder": sources[report.source].folder(Path(), PARTS, report.part).as_posix(),
-                "rows": report.num_rows,
-                "crc32": report.checksum,
-            }
-            for report in reports
-        ],
-    }
-
-
 def _flat(reports: Iterable[list[PartReport]]) -> list[PartReport]:
     return [report for of_task in reports for report in of_task]
-
-
-def _rows_by_source(sources: Sequence[Source], reports: Sequence[PartReport]) -> list[int]:
-    counts = Counter[int]()
-    for report in reports:
-        counts[report.source] += report.num_rows
-    return [counts[source.index] for source in sources]
-
-
-def _first_bad_lines(sources: Sequence[Source], reports: Sequence[PartReport]) -> list[str]:
-    """File, number and fault of the first ten lines that were left out, and of damaged places of files."""
-    told, lines_before = list[str](), Counter[int]()
-    for report in reports:
-        source = sources[report.source]
-        for index, reason in report.first_bad:
-            if is_told(reason, num_before=len(told)):
-                told.append(f"{source.name}, {source.unit} {lines_before[report.source] + index + 1}: {reason}")
-        lines_before[report.source] += report.num_rows + report.num_bad
-    return told
