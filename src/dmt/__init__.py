@@ -16,6 +16,7 @@ _HOME = {
     "TowerPlan": "dmt.plan",
     "UserInputError": "dmt.errors",
     "quiet_libraries": "dmt.quiet",
+    "reuse_host_memory": "dmt.host_memory",
     "ClickModel": "dmt.modules",
     "DCN": "dmt.modules",
     "DCNTower": "dmt.modules",

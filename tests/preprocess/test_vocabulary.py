@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmt.preprocess.vocabulary import ValueCounts, ValueTable, find_rows, merge_counts, save_rows
+from dmt.preprocess.vocabulary import ValueCounts, ValueTable, VocabularyFiles, find_rows, merge_counts, save_vocabulary
 
 
 def draw_values(rng: np.random.Generator, num_distinct: int, count: int) -> np.ndarray:
@@ -31,7 +31,11 @@ def test_counts_of_parts_add_up(tmp_path: Path, min_count: int) -> None:
         wanted = sorted((v for v, count in counts.items() if count >= min_count), key=lambda v: (-counts[v], v))
         for rows_at_a_time in (10**9, 100):
             found = merge_counts(folders, column=column, min_count=min_count, rows_at_a_time=rows_at_a_time)
-            assert found.tolist() == wanted
+            files = VocabularyFiles.of(tmp_path, "C1")
+            save_vocabulary(found, files)
+            by_row, ordered, rows = (np.fromfile(file, np.uint32).tolist() for file in vars(files).values())
+            assert by_row == wanted
+            assert [*zip(ordered, rows, strict=True)] == sorted(zip(wanted, range(2, 2 + len(wanted)), strict=True))
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 1000, 50_000])
@@ -40,10 +44,12 @@ def test_values_find_their_rows(tmp_path: Path, size: int) -> None:
     vocabulary = rng.permutation(np.unique(rng.integers(1, 2**32, size, dtype=np.uint32)))
     rows = {value: row for row, value in enumerate(vocabulary.tolist(), start=2)} | {0: 0}
     values = np.concatenate([vocabulary, vocabulary + np.uint32(1), np.zeros(3, np.uint32)])
-    save_rows(vocabulary, tmp_path / "rows.npy")
+    files = VocabularyFiles.of(tmp_path, "C1")
+    np.sort(vocabulary).tofile(files.ordered)
+    (np.argsort(vocabulary) + 2).astype(np.uint32).tofile(files.rows)
     distinct = np.unique(values)
     for values_at_a_time in (10**9, 100):
-        found = find_rows(tmp_path / "rows.npy", distinct, values_at_a_time=values_at_a_time)
+        found = find_rows(files, distinct, values_at_a_time=values_at_a_time)
         assert found.tolist() == [rows.get(value, 1) if value else 1 for value in distinct.tolist()]
     table = ValueTable(distinct[found > 1], found[found > 1])
     shuffled = rng.permutation(values)

@@ -4,7 +4,7 @@
         options.json            what the parts were made from, and how
         values/                 with vocabularies, until all is done:
             FILE-PART/          as below, with values in place of ids, and counts
-            C1_values.npy ...   of all training rows, by frequency; and their rows
+            C1_by_row.u4 ...    values of all training rows, most frequent first; in C1_ordered.u4, C1_rows.u4 by value
         vocabulary.parquet      with vocabularies: the values of each column, by row, from row 2 on
         parts/FILE-PART/        rows.npy int32 (n, 40): the bits of 13 float32, 26 ids, the label; part.json
         manifest.json           schema, rows, splits, checksums; there when all is done
@@ -36,10 +36,11 @@ from dmt.preprocess.vocabulary import (
     ROWS_AT_A_TIME,
     ValueCounts,
     ValueTable,
+    VocabularyFiles,
     find_rows,
     merge_counts,
     rows_in_cache,
-    save_rows,
+    save_vocabulary,
     transposed,
 )
 from dmt.preprocess.workers import Tell
@@ -313,13 +314,14 @@ def make_vocabulary(folders: Sequence[Path], column: int, *, min_count: int, out
     Returns:
         how many values there are.
     """
-    file, of_rows = (output / "values" / f"{CATEGORIES[column]}_{kind}.npy" for kind in ("values", "rows"))
-    if not file.exists():
-        values = merge_counts(folders, column=column, min_count=min_count)
-        save_rows(values, of_rows)
-        with whole(file) as unfinished:
-            np.save(unfinished, values)
-    return len(np.load(file, mmap_mode="r"))
+    files = _vocabulary(output, CATEGORIES[column])
+    if not files.by_row.exists():
+        save_vocabulary(merge_counts(folders, column=column, min_count=min_count), files)
+    return files.by_row.stat().st_size // 4
+
+
+def _vocabulary(output: Path, name: str) -> VocabularyFiles:
+    return VocabularyFiles.of(output / "values", name)
 
 
 def write_vocabularies(output: Path) -> None:
@@ -332,11 +334,10 @@ def write_vocabularies(output: Path) -> None:
         pq.ParquetWriter(unfinished, schema, use_dictionary=["feature"], compression=compression) as writer,
     ):
         for name in CATEGORIES:
-            values = np.load(output / "values" / f"{name}_values.npy", mmap_mode="r")
-            for start in range(0, len(values), ROWS_AT_A_TIME):
-                piece = pa.array(values[start : start + ROWS_AT_A_TIME])
-                names = pa.DictionaryArray.from_arrays(np.zeros(len(piece), np.int32), [name])
-                writer.write_table(pa.table([names, piece], schema=schema))
+            with _vocabulary(output, name).by_row.open("rb") as file:
+                while len(values := np.fromfile(file, dtype=np.uint32, count=ROWS_AT_A_TIME)):
+                    names = pa.DictionaryArray.from_arrays(np.zeros(len(values), np.int32), [name])
+                    writer.write_table(pa.table([names, values], schema=schema))
 
 
 def encode_part(source: Source, values: PartReport, *, output: Path) -> PartReport:
@@ -350,7 +351,7 @@ def encode_part(source: Source, values: PartReport, *, output: Path) -> PartRepo
     for index, (name, column) in enumerate(zip(CATEGORIES, columns, strict=True)):
         # A table of the part's own values: one of the whole vocabulary may not fit into memory.
         distinct = np.ascontiguousarray(counts.column(index)[:, 0])
-        of_distinct = find_rows(output / "values" / f"{name}_rows.npy", distinct)
+        of_distinct = find_rows(_vocabulary(output, name), distinct)
         is_known = of_distinct >= NUM_SPECIAL
         table = ValueTable(distinct[is_known], of_distinct[is_known])
         column[:] = table.rows(column)

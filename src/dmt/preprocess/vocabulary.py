@@ -6,17 +6,19 @@ equally frequent ones by value. A value of 0 counts as missing.
 Shape legend: n values of a column, V of its vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from dmt.open_files import allow_open_files
+from dmt.whole_files import whole
 
 NUM_SPECIAL = 2
-# Some 600 MB while they are added up.
-ROWS_AT_A_TIME = 2**24
+# Some 400 MB while they are added up and put in order.
+ROWS_AT_A_TIME = 2**22
 _UNSEEN = 1
 _ROWS_IN_CACHE = 4096
 # A 32-bit number whose product with others spreads them well over the upper bits (Knuth's multiplicative hashing).
@@ -42,7 +44,7 @@ class ValueCounts:
         for ordered in transposed(values):
             # Sorting and measuring runs takes a third of the time of polars' group_by.
             ordered.sort()
-            starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + 1))
+            starts = _starts(ordered)
             counts = np.diff(starts, append=len(ordered)).astype(np.uint32)
             counted.append(np.stack([ordered[starts], counts], axis=1))
         return cls(np.concatenate(counted), np.cumsum([0, *map(len, counted)]))
@@ -78,8 +80,8 @@ def rows_in_cache(num_rows: int) -> Iterator[slice]:
 
 def merge_counts(
     folders: Sequence[Path], *, column: int, min_count: int, rows_at_a_time: int = ROWS_AT_A_TIME
-) -> np.ndarray:
-    """The values of a column that occur so often in all parts together, most frequent first.
+) -> Iterator[np.ndarray]:
+    """The values of a column that occur so often in all parts together, and how often.
 
     Args:
         folders: where the counts of the parts are saved.
@@ -87,53 +89,111 @@ def merge_counts(
         min_count: occurrences that keep a value. Missing ones, 0, are not kept.
         rows_at_a_time: counts that are held in memory together, about.
 
-    Returns:
-        uint32 (V,); equally frequent values are in their own order.
+    Yields:
+        uint32 (n, 2), some of the values at a time, in their order.
     """
-    allow_open_files(len(folders))
-    parts = [ValueCounts.load(folder).column(column) for folder in folders]
-    num_ranges = 1 + sum(map(len, parts)) // rows_at_a_time
+    num_ranges = 1 + sum(len(ValueCounts.load(folder).column(column)) for folder in folders) // rows_at_a_time
     # The values of a range from all parts, range after range: as many of each as random values would have.
-    limits = np.linspace(1, 2**32, num_ranges + 1).astype(np.int64)
-    found = []
-    places = [np.searchsorted(part[:, 0], limits) for part in parts]
-    for index in range(num_ranges):
-        pieces = [part[at[index] : at[index + 1]] for part, at in zip(parts, places, strict=True)]
-        values, counts = _add_up(np.concatenate(pieces) if pieces else np.empty((0, 2), np.uint32))
-        is_frequent = counts >= min_count
-        order = np.uint64(2**32 - 1) - counts[is_frequent].astype(np.uint64)  # the most frequent first
-        found.append((order << np.uint64(32)) | values[is_frequent])
-    # A count and its value as one number: sorting these in place takes no memory besides.
-    packed = np.concatenate(found)
-    packed.sort()
-    return packed.astype(np.uint32)
+    for limits in pairwise(np.linspace(1, 2**32, num_ranges + 1).astype(np.int64)):
+        # Each part is mapped anew, so that what was read of it does not stay in memory.
+        pieces = [_between(ValueCounts.load(folder).column(column), limits) for folder in folders]
+        counted = _add_up(np.concatenate([np.empty((0, 2), np.uint32), *pieces]))
+        yield counted[counted[:, 1] >= min_count]
 
 
-def _add_up(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values uint32 (V,), in order, and sums int64 (V,) of their counts, of uint32 (m, 2)."""
-    if not len(table):
-        return np.empty(0, np.uint32), np.empty(0, np.int64)
-    values, counts = _ordered(table[:, 0], table[:, 1])
-    starts = np.flatnonzero(np.diff(values, prepend=values[:1] + np.uint32(1)))
-    return values[starts], np.add.reduceat(counts.astype(np.int64), starts)
+def _between(counted: np.ndarray, limits: tuple[int, int]) -> np.ndarray:
+    """A copy of the rows whose values are from the first limit on and below the second."""
+    start, end = np.searchsorted(counted[:, 0], limits)
+    return np.array(counted[start:end])
 
 
-def save_rows(values: np.ndarray, file: Path) -> None:
-    """Write which row each value of a vocabulary has, for :func:`find_rows`.
+def _add_up(counted: np.ndarray) -> np.ndarray:
+    """uint32 (V, 2), distinct values, in order, and the sums of their counts, of (m, 2)."""
+    if not len(counted):
+        return counted
+    values, counts = _ordered(counted[:, 0], counted[:, 1])
+    starts = _starts(values)
+    sums = np.add.reduceat(counts.astype(np.int64), starts)
+    # In four billion rows one more occurrence changes no order that matters.
+    return np.stack([values[starts], np.minimum(sums, 2**32 - 1).astype(np.uint32)], axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyFiles:
+    """Where a vocabulary is kept, as bytes of uint32.
 
     Args:
-        values: uint32 (V,), most frequent first.
-        file: to write: uint32 (2, V), the values in order and their rows.
+        by_row: the values (V,), from row 2 on: the most frequent one first, equally frequent ones in their own order.
+        ordered: the values (V,) in their own order.
+        rows: the row (V,) of each of these.
     """
-    rows = np.arange(NUM_SPECIAL, NUM_SPECIAL + len(values), dtype=np.uint32)
-    np.save(file, np.stack(_ordered(values, rows)))
+
+    by_row: Path
+    ordered: Path
+    rows: Path
+
+    @classmethod
+    def of(cls, folder: Path, name: str) -> "VocabularyFiles":
+        """Those of a column."""
+        by_row, ordered, rows = (folder / f"{name}_{kind}.u4" for kind in ("by_row", "ordered", "rows"))
+        return cls(by_row=by_row, ordered=ordered, rows=rows)
 
 
-def find_rows(file: Path, values: np.ndarray, *, values_at_a_time: int = ROWS_AT_A_TIME) -> np.ndarray:
+def save_vocabulary(counted: Iterable[np.ndarray], files: VocabularyFiles) -> None:
+    """Give values rows by frequency; ``by_row`` is there when all is done.
+
+    Args:
+        counted: uint32 (n, 2), by :func:`merge_counts`.
+        files: to write.
+    """
+    sizes, frequency = [], Counter[int]()
+    with files.ordered.open("wb") as ordered, files.rows.open("wb") as rows:
+        for piece in counted:
+            ordered.write(piece[:, 0].tobytes())
+            rows.write(piece[:, 1].tobytes())  # the counts, for now
+            sizes.append(len(piece))
+            counts, times = np.unique(piece[:, 1], return_counts=True)
+            frequency.update(dict(zip(counts.tolist(), times.tolist(), strict=True)))
+    # Values that are equally frequent have rows one after the other; here, the next one for each frequency.
+    next_row, num_before = dict[int, int](), NUM_SPECIAL
+    for count in sorted(frequency, reverse=True):
+        next_row[count] = num_before
+        num_before += frequency[count]
+    with (
+        whole(files.by_row) as unfinished,
+        unfinished.open("wb") as by_row,
+        files.ordered.open("rb") as ordered,
+        files.rows.open("r+b") as rows,
+    ):
+        for size in sizes:
+            values = np.fromfile(ordered, dtype=np.uint32, count=size)
+            of_piece = np.fromfile(files.rows, dtype=np.uint32, count=size, offset=rows.tell())
+            of_place, places = _ordered(of_piece, np.arange(size, dtype=np.uint32))
+            for run in _runs(of_place):
+                count, here = int(of_place[run.start]), places[run]
+                by_row.seek(4 * (next_row[count] - NUM_SPECIAL))
+                by_row.write(values[here].tobytes())
+                of_piece[here] = np.arange(next_row[count], next_row[count] + len(here), dtype=np.uint32)
+                next_row[count] += len(here)
+            rows.write(of_piece.tobytes())
+
+
+def _runs(ordered: np.ndarray) -> list[slice]:
+    """Where equal ones of the numbers uint32 (n,), which are in order, lie."""
+    starts = _starts(ordered).tolist()
+    return [slice(start, end) for start, end in pairwise([*starts, len(ordered)])]
+
+
+def _starts(ordered: np.ndarray) -> np.ndarray:
+    """Where each of the distinct numbers of uint32 (n,), which are in order, begins."""
+    return np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + np.uint32(1)))
+
+
+def find_rows(files: VocabularyFiles, values: np.ndarray, *, values_at_a_time: int = ROWS_AT_A_TIME) -> np.ndarray:
     """The rows of values in a vocabulary, 1 for those that it does not have.
 
     Args:
-        file: by :func:`save_rows`.
+        files: by :func:`save_vocabulary`.
         values: uint32 (n,), in order.
         values_at_a_time: of the vocabulary; what was read of the others is let go of.
 
@@ -141,9 +201,10 @@ def find_rows(file: Path, values: np.ndarray, *, values_at_a_time: int = ROWS_AT
         int32 (n,).
     """
     rows = np.full(len(values), _UNSEEN, dtype=np.int32)
-    size = np.load(file, mmap_mode="r").shape[1]
+    size = files.ordered.stat().st_size // 4
     for first in range(0, size, values_at_a_time):
-        known, their_rows = np.load(file, mmap_mode="r")[:, first : first + values_at_a_time]
+        some = slice(first, first + values_at_a_time)
+        known, their_rows = (np.memmap(file, np.uint32, mode="r")[some] for file in (files.ordered, files.rows))
         begin, end = np.searchsorted(values, known[0]), np.searchsorted(values, known[-1], side="right")
         here = slice(begin, end)
         places = np.minimum(np.searchsorted(known, values[here]), len(known) - 1)
