@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from dmt.datamodules import ClickArrays, ClickDataModule
+from tests.datamodules.tabular_cases import SIZES, draw
 
 
 class NumberedClicks(ClickDataModule):
@@ -39,6 +40,16 @@ def tiny_trainer():
         return Trainer(**(quiet | options))
 
     return make
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The small log of :mod:`tests.datamodules.tabular_cases`, as parquet files."""
+    path = tmp_path / "log"
+    path.mkdir()
+    for split in SIZES:
+        draw(split).write_parquet(path / f"{split}.parquet")
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -135,20 +135,6 @@ class ClickArrays(MappedArrays):
             labels=torch.from_numpy(labels),
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the arrays into ``folder``, which is created: those of bags into ``bags/POSITION``, of the feature."""
-        folder.mkdir(parents=True)
-        np.save(folder / "dense.npy", self.dense)
-        np.save(folder / "ids.npy", self.ids)
-        np.save(folder / "labels.npy", self.labels)
-        for name, bags in self.bags.items():
-            of_bags = folder / "bags" / str(self.feature_names.index(name))
-            of_bags.mkdir(parents=True)
-            np.save(of_bags / "values.npy", bags.values)
-            np.save(of_bags / "offsets.npy", bags.offsets)
-            if bags.weights is not None:
-                np.save(of_bags / "weights.npy", bags.weights)
-
     def first(self, num_samples: int) -> "ClickArrays":
         """The first so many samples."""
         return replace(
@@ -173,7 +159,7 @@ class ClickArrays(MappedArrays):
 
     @classmethod
     def load(cls, folder: Path, *, feature_names: Sequence[str]) -> "ClickArrays":
-        """Memory-map what :meth:`save` wrote: pages are read when a batch needs them."""
+        """Memory-map what a ``ClickWriter`` wrote: pages are read when a batch needs them."""
 
         def read(file: Path) -> np.ndarray:
             array: np.ndarray = np.load(file, mmap_mode="r")

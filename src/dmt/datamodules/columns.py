@@ -81,15 +81,8 @@ def flatten(column: pl.Series) -> tuple[pl.Series, np.ndarray]:
     return lists.filter(lengths > 0).explode(), lengths.cast(pl.Int64).to_numpy()
 
 
-def count_categories(column: pl.Series) -> pl.DataFrame:
-    """The distinct values of a column and their categories.
-
-    The same category has the same text whatever the type of the column: whole floats lose their ``.0``, also
-    when they are text already, as in a CSV file, and ``true`` and ``false`` are in lower case.
-
-    Returns:
-        A frame of ``value`` (as in the column), ``category`` (text; null if missing: null, NaN, empty text)
-        and ``count``. Several values may be of one category.
+def count_values(column: pl.Series) -> pl.DataFrame:
+    """The distinct values of a column: a frame of ``value`` and ``count``.
 
     Raises:
         UserInputError: the column is neither text nor integer, float or boolean.
@@ -98,8 +91,24 @@ def count_categories(column: pl.Series) -> pl.DataFrame:
     is_plain = dtype in TEXT_TYPES or dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
     if not is_plain:
         raise UserInputError(_unsupported_type(column, "text, integer, float or boolean"))
-    # Text is made of the distinct values alone: of all rows it would take most of the time of a preparation.
-    counts = column.alias("value").value_counts(name="count")
+    # polars counts in 32 bits, and the counts of many parts are added up.
+    return column.alias("value").value_counts(name="count").cast({"count": pl.UInt64})
+
+
+def categories_of(counts: pl.DataFrame) -> pl.DataFrame:
+    """The distinct values of a column with their categories.
+
+    The same category has the same text whatever the type of the column: whole floats lose their ``.0``, also
+    when they are text already, as in a CSV file, and ``true`` and ``false`` are in lower case. Text is made of the
+    distinct values alone: of all rows it would take most of the time of a preparation.
+
+    Args:
+        counts: as :func:`count_values` gives them.
+
+    Returns:
+        The frame and a column ``category`` (text; null if missing: null, NaN, empty text). Several values may be of
+        one category.
+    """
     return counts.with_columns(_category(pl.col("value"), counts["value"].dtype).alias("category"))
 
 
@@ -140,8 +149,12 @@ def to_number(column: pl.Series) -> pl.Series:
     return number.set(~number.is_finite(), None)
 
 
-def to_label(column: pl.Series) -> pl.Series:
+def to_label(column: pl.Series, *, rows_before: int = 0) -> pl.Series:
     """A column of labels as uint8.
+
+    Args:
+        column: of some of the rows.
+        rows_before: how many rows come before these, for messages.
 
     Raises:
         UserInputError: a label is missing or is neither 0 nor 1.
@@ -151,7 +164,9 @@ def to_label(column: pl.Series) -> pl.Series:
     if not is_good.all():
         row = (~is_good).arg_true()[0]
         found = "is missing" if column[row] is None else f"is {column[row]}"
-        raise UserInputError(f"column {column.name!r}: the label of row {row + 1} {found}; labels must be 0 or 1")
+        raise UserInputError(
+            f"column {column.name!r}: the label of row {rows_before + row + 1} {found}; labels must be 0 or 1"
+        )
     return number.cast(pl.UInt8)
 
 

@@ -11,7 +11,8 @@ import yaml
 from dmt.datamodules.cache import default_cache_dir
 from dmt.datamodules.columns import TEXT_TYPES, flatten, is_list
 from dmt.datamodules.hub import is_hub_or_saved, write_splits
-from dmt.datamodules.sources import column_names, find_files, names_of, read_files
+from dmt.datamodules.pieces import column_names, read_pieces
+from dmt.datamodules.sources import find_files, names_of
 from dmt.errors import UserInputError
 
 MAX_ROWS = 1_000_000
@@ -90,12 +91,12 @@ def infer_config(path: str | Path, *, label: str | None, train_file: str = "trai
     folder = write_splits(path, cache_dir=default_cache_dir()) if is_hub_or_saved(path) else Path(path)
     files = find_files(folder, names={"train": train_file})["train"]
     file = files[0]
-    frame = read_files(files, columns=column_names(file))
+    frame = next(read_pieces(files, columns=column_names(file), rows_at_a_time=MAX_ROWS))
     label = label or _find_label(frame.columns, file)
     if label not in frame.columns:
         raise UserInputError(f"--label {label}: {file} has no such column; it has {', '.join(frame.columns)}")
-    guesses = guess_columns(frame.head(MAX_ROWS), label=label)
-    seen = f"the first {MAX_ROWS:,} rows" if len(frame) > MAX_ROWS else "all rows"
+    guesses = guess_columns(frame, label=label)
+    seen = f"the first {MAX_ROWS:,} rows" if len(frame) == MAX_ROWS else "all rows"
     lines = [
         f"# What `dmt preprocess tabular --infer-schema` makes of {seen} of {Path(names_of(files)).name}.",
         "# Review it: move columns between the lists, and remove what was not known at the time of the click. Then:",

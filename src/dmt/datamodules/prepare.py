@@ -3,11 +3,11 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import polars as pl
@@ -18,25 +18,31 @@ from dmt.datamodules.arrays import ClickArrays
 from dmt.datamodules.cache import new_folder
 from dmt.datamodules.checksums import discard_if_damaged, find_damage, write_checksums
 from dmt.datamodules.columns import ColumnNames, to_label
-from dmt.datamodules.encoder import NumericScale, TabularEncoder
-from dmt.datamodules.sources import names_of, read_files, reading
+from dmt.datamodules.encoder import TabularEncoder, TabularLearner
+from dmt.datamodules.pieces import ROWS_AT_A_TIME, read_pieces, reading
+from dmt.datamodules.scales import NumericScale
+from dmt.datamodules.sources import names_of
+from dmt.datamodules.writer import ClickWriter
 from dmt.errors import UserInputError
 from dmt.schema import FeatureSchema
+from dmt.waiting import waiting
 
 # Part of the fingerprint: raise it when the encoding changes, so that no old cache is taken for a new one.
 FORMAT_VERSION = 3
 META_FILE = "meta.json"
 VOCABULARY_FILE = "vocabulary.parquet"
 
+T = TypeVar("T")
 SplitFiles: TypeAlias = Mapping[str, Sequence[Path]]
 
 
 def prepare(files: SplitFiles, *, columns: ColumnNames, min_count: int, cache_dir: Path) -> Path:
     """Encode the splits unless that was done before, or again where the result is damaged.
 
-    The folder holds the arrays of each split in ``SPLIT`` (:meth:`ClickArrays.save`), the vocabularies in
+    The folder holds the arrays of each split in ``SPLIT`` (:class:`ClickWriter`), the vocabularies in
     ``vocabulary.parquet``, ``meta.json`` with schema, scales, sizes and sources, and the checksums of all of these. It
-    appears complete or not at all, so several processes may prepare the same log at once.
+    appears complete or not at all, so several processes may prepare the same log at once. Some rows are in memory at a
+    time, and all distinct values of categorical columns.
 
     Args:
         files: the files of every split; the encoding is learned from ``train``.
@@ -106,6 +112,28 @@ def label_of(state: Mapping[str, Any]) -> str:
     return name
 
 
+def encode_files(files: Sequence[Path], *, encoder: TabularEncoder, label: str | None) -> Iterator[ClickArrays]:
+    """The rows of files, some at a time.
+
+    Args:
+        files: one file's rows come after the other's.
+        encoder: as training has it.
+        label: the column of labels; without one they are 0.
+
+    Raises:
+        UserInputError: a file cannot be read or encoded.
+    """
+    names, rows_before = encoder.schema.feature_names, 0
+    for frame in read_pieces(files, columns=encoder.columns if label is None else [*encoder.columns, label]):
+        labels = np.zeros(len(frame), np.uint8)
+        with _naming(files):
+            if label is not None:
+                labels = to_label(frame[label], rows_before=rows_before).to_numpy()
+            dense, ids, bags = encoder.encode(frame, rows_before=rows_before)
+        yield ClickArrays(feature_names=names, dense=dense, ids=ids, labels=labels, bags=bags)
+        rows_before += len(frame)
+
+
 def _describe(files: SplitFiles, *, columns: ColumnNames, min_count: int) -> dict[str, object]:
     """What the encoded log depends on."""
     sources = {split: [_identity(file) for file in of_split] for split, of_split in files.items()}
@@ -131,19 +159,14 @@ def _identity(file: Path) -> dict[str, object]:
 
 def _encode(files: SplitFiles, *, columns: ColumnNames, min_count: int, folder: Path) -> dict[str, Any]:
     """Write arrays and vocabularies into ``folder``; returns what else there is to tell."""
-    frame = read_files(files["train"], columns=columns.all)
-    with _naming(files["train"]):
-        encoder = TabularEncoder.fit(frame, columns=columns, min_count=min_count)
+    encoder = _learn(files["train"], columns=columns, min_count=min_count)
     sizes = {}
     for split, of_split in files.items():
-        if split != "train":
-            frame = read_files(of_split, columns=columns.all)
-        with _naming(of_split):
-            labels = to_label(frame[columns.label]).to_numpy()
-            dense, ids, bags = encoder.encode(frame)
-        arrays = ClickArrays(feature_names=columns.categorical, dense=dense, ids=ids, labels=labels, bags=bags)
-        arrays.save(folder / split)
-        sizes[split] = len(arrays)
+        parts = encode_files(of_split, encoder=encoder, label=columns.label)
+        with ClickWriter(folder / split) as writer:
+            for part in _showing(parts, f"encoding {split}"):
+                writer.append(part)
+        sizes[split] = writer.num_samples
     vocabularies = [
         vocabulary.select(pl.lit(name).alias("feature"), pl.all()) for name, vocabulary in encoder.vocabularies.items()
     ]
@@ -153,6 +176,20 @@ def _encode(files: SplitFiles, *, columns: ColumnNames, min_count: int, folder: 
         "schema": encoder.schema.to_dict(),
         "scales": [asdict(scale) for scale in encoder.scales],
     }
+
+
+def _learn(files: Sequence[Path], *, columns: ColumnNames, min_count: int) -> TabularEncoder:
+    learner = TabularLearner(columns)
+    for piece in _showing(read_pieces(files, columns=columns.all), "learning from train"):
+        with _naming(files):
+            learner.add(piece)
+    with _naming(files):
+        return learner.encoder(min_count=min_count)
+
+
+def _showing(parts: Iterator[T], what: str) -> Iterable[T]:
+    """The parts, with progress on a terminal."""
+    return waiting(parts, f"{what}, {ROWS_AT_A_TIME:,} rows at a time")
 
 
 @contextmanager

@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dmt.datamodules.arrays import ClickArrays
-from dmt.datamodules.columns import to_label
 from dmt.datamodules.loader import EvaluationLoader
 from dmt.datamodules.module import ClickDataModule
-from dmt.datamodules.prepare import encoder_of, label_of
-from dmt.datamodules.sources import FILE_TYPES, column_names, read_files
+from dmt.datamodules.pieces import column_names
+from dmt.datamodules.prepare import encode_files, encoder_of, label_of
+from dmt.datamodules.sources import FILE_TYPES
 from dmt.errors import UserInputError
 
 
@@ -47,15 +46,8 @@ class TabularRows(ClickDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read and encode the file."""
         self._has_labels = self._label in column_names(self.path)
-        labeled = [self._label] if self._has_labels else []
-        frame = read_files([self.path], columns=[*self._encoder.columns, *labeled])
-        try:
-            dense, ids, bags = self._encoder.encode(frame)
-            labels = to_label(frame[self._label]).to_numpy() if labeled else np.zeros(len(frame), np.uint8)
-        except UserInputError as error:
-            raise UserInputError(f"{self.path}: {error}") from error
-        names = self.schema.feature_names
-        self._splits = {"test": ClickArrays(feature_names=names, dense=dense, ids=ids, labels=labels, bags=bags)}
+        parts = encode_files([self.path], encoder=self._encoder, label=self._label if self._has_labels else None)
+        self._splits = {"test": ClickArrays.concatenate(list(parts))}
 
     def test_dataloader(self) -> EvaluationLoader:
         """All rows, if they have labels."""

@@ -24,6 +24,7 @@ class TabularClicks(ClickDataModule):
     follow by frequency. Numeric columns are scaled by what training holds: the logarithm if a few values are very
     large, then mean 0 and standard deviation 1; a column with missing or infinite values gets a second one,
     ``NAME:missing``, that is 1 there. The encoded log is kept in ``cache_dir``, and made again where it is damaged.
+    A log may be larger than memory, which has to hold some of the rows and all distinct values.
 
     A split may be several files, which are read in the order of their names: those in a folder ``train`` or
     ``train.parquet``, or ``train-00000-of-00002.parquet``, ``train-00001-of-00002.parquet``.
