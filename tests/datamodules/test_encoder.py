@@ -55,6 +55,10 @@ def test_categories(values, expected):
     assert categories(values) == expected
 
 
+def test_short_floats_are_told_apart():
+    assert categories([0.25, 0.75, 1.5, 2.0], pl.Float16) == {0.25: "0.25", 0.75: "0.75", 1.5: "1.5", 2.0: "2"}
+
+
 def test_not_a_number_is_missing():
     counts = categories_of(count_values(pl.Series("column", [float("nan"), None, 1.0])))
     assert sorted(counts["category"].to_list(), key=str) == ["1", None, None]

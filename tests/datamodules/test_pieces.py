@@ -105,6 +105,18 @@ def test_a_part_without_a_type_gets_that_of_the_others(tmp_path: Path) -> None:
         assert sum(map(len, found)) == 40
 
 
+def test_a_part_of_empty_lists_gets_the_type_of_the_others(tmp_path: Path) -> None:
+    parts = [pl.DataFrame({"a": [[], None]}), pl.DataFrame({"a": [["x"], ["y", "z"]]}), pl.DataFrame({"a": [None]})]
+    files = [tmp_path / f"{number}.parquet" for number in range(3)]
+    for file, part in zip(files, parts, strict=True):
+        part.write_parquet(file)
+    [piece] = read_pieces(files, columns=["a"])
+    assert piece["a"].to_list() == [[], None, ["x"], ["y", "z"], None] and piece["a"].dtype == pl.List(pl.String)
+    pl.DataFrame({"a": ["x"]}).write_parquet(files[1])
+    with pytest.raises(ValueError, match=r"column 'a' holds List\(Null\), but String in 1.parquet; write them alike"):
+        next(read_pieces(files, columns=["a"]))
+
+
 def prepared(path: Path, **options: Any) -> Path:
     return TabularClicks(path=path, **options).prepared_folder()
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dmt
@@ -129,3 +130,34 @@ def test_wrong_input_is_named(
         main(["preprocess", "criteo", *names, *options, *output, *workers])
     assert told in capsys.readouterr().err
     assert not Path("out/manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"num_embeddings": [5.5] * 26}, "--num-embeddings 5.5,5.5,"),
+        ({"num_embeddings": 1e6}, "--num-embeddings 1000000.0: give a number from 1"),
+        ({"num_embeddings": [9] * 25}, "--num-embeddings 9,9,"),
+        ({"split": (0.5, 0.5)}, "--split 0.5,0.5: give three numbers"),
+        ({"workers": 0}, "--workers 0: give at least 1"),
+        ({"inputs": []}, "inputs: there are none; give files"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    days: tuple[Path, list[Lines]], tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    arguments = {"inputs": days[0] / "day_0", "output": tmp_path / "out"} | options
+    with pytest.raises(dmt.UserInputError, match=f"^{told}"):
+        dmt.preprocess_criteo(**arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_python_takes_paths_of_the_home_folder_and_numbers_of_numpy(
+    days: tuple[Path, list[Lines]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_log(tmp_path / "train.txt", days[1][0][:100])
+    sizes = np.array(ROWS)
+    manifest = dmt.preprocess_criteo("~/train.txt", "~/out", num_embeddings=list(sizes))
+    assert manifest["schema"]["categorical"][0]["num_embeddings"] == ROWS[0]
+    assert (tmp_path / "out" / "manifest.json").exists()

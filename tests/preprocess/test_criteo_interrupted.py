@@ -204,3 +204,20 @@ def test_another_conversion_is_not_mixed_in(days: tuple[Path, list[Lines]], tmp_
     (tmp_path / "killed" / ".options.json").write_text("half")
     convert([folder], tmp_path / "killed", part_bytes=100_000)
     assert contents(tmp_path / "killed") == contents(tmp_path / "out")
+
+
+def test_a_kill_at_the_very_end_leaves_no_half_of_the_values(
+    days: tuple[Path, list[Lines]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path, **options: object) -> None:
+        if folder.exists():
+            next(folder.glob("*_ordered.u4")).unlink()
+            raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(shutil, "rmtree", killed)
+        convert([days[0]], tmp_path / "out", categories=Vocabularies(min_count=2))
+    shutil.rmtree(tmp_path / "out" / "parts")
+    convert([days[0]], tmp_path / "out", categories=Vocabularies(min_count=2))
+    convert([days[0]], tmp_path / "at_once", categories=Vocabularies(min_count=2))
+    assert contents(tmp_path / "out") == contents(tmp_path / "at_once")

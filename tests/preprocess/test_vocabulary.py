@@ -55,3 +55,16 @@ def test_values_find_their_rows(tmp_path: Path, size: int) -> None:
     shuffled = rng.permutation(values)
     assert table.rows(shuffled).dtype == np.int32
     assert table.rows(shuffled).tolist() == [rows.get(value, 1) for value in shuffled.tolist()]
+
+
+@pytest.mark.parametrize("spread", [1, 1000])
+def test_counts_come_some_at_a_time_however_values_are_spread(tmp_path: Path, spread: int) -> None:
+    values = np.arange(1, 20_001, dtype=np.uint32) * np.uint32(spread)  # ids of another tool, or hashes
+    folders = [tmp_path / str(part) for part in range(4)]
+    for folder in folders:
+        folder.mkdir()
+        ValueCounts.of(np.random.default_rng().permutation(values)[:, None]).save(folder)
+    pieces = list(merge_counts(folders, column=0, min_count=1, rows_at_a_time=8000))
+    assert np.concatenate(pieces).tolist() == [[value, 4] for value in values.tolist()]
+    # Limits are from one count in 28; each part may be off by as many.
+    assert max(map(len, pieces)) * 4 <= 8000 + 4 * 28

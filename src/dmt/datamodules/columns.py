@@ -120,7 +120,8 @@ def _category(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
         whole = text.str.replace(r"^(-?\d+)\.0+$", "${1}")
         return pl.when(text == "").then(None).when(lower.is_in(["true", "false"])).then(lower).otherwise(whole)
     if dtype.is_float() or dtype.is_decimal():
-        number = value.cast(pl.Float64) if dtype.is_decimal() else value
+        # (polars rounds no number of 16 bits)
+        number = value.cast(pl.Float64) if dtype.is_decimal() or dtype == pl.Float16 else value
         is_whole = (number == number.floor()) & (number.abs() < LARGEST_WHOLE)
         whole = number.cast(pl.Int64, strict=False).cast(pl.String)
         return pl.when(number.is_nan()).then(None).when(is_whole).then(whole).otherwise(number.cast(pl.String))

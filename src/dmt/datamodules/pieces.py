@@ -77,16 +77,22 @@ def _common_types(files: Sequence[Path], columns: Sequence[str]) -> pl.Schema:
             raise UserInputError(f"{file}: no column {missing[0]!r}; {_suggestion(missing[0], list(schema))}")
     types = pl.Schema()
     for name in columns:
-        # A part whose values are all missing may have no type for them.
-        typed = [(file, schema[name]) for file, schema in zip(files, schemas, strict=True) if schema[name] != pl.Null]
-        for file, dtype in typed[1:]:
-            first_file, first = typed[0]
-            if dtype != first:
+        found = [(file, schema[name]) for file, schema in zip(files, schemas, strict=True)]
+        first_file, first = next(((file, dtype) for file, dtype in found if not _is_untyped(dtype)), found[0])
+        for file, dtype in found:
+            # Lists stay lists, and all else may be missing altogether.
+            is_missing = _is_untyped(dtype) and (dtype == pl.Null or first.is_nested())
+            if dtype != first and not is_missing:
                 raise UserInputError(
                     f"{file}: column {name!r} holds {dtype}, but {first} in {first_file.name}; write them alike"
                 )
-        types[name] = typed[0][1] if typed else pl.Null()
+        types[name] = first
     return types
+
+
+def _is_untyped(dtype: pl.DataType) -> bool:
+    """Whether it is that of a part where all values are missing, or all elements of lists."""
+    return dtype == pl.Null or (isinstance(dtype, pl.List | pl.Array) and dtype.inner == pl.Null)
 
 
 def _schema(file: Path) -> pl.Schema:

@@ -1,5 +1,6 @@
 """Converting Criteo's logs as users ask for it: their options, checked."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from dmt.preprocess.criteo import ConversionOptions, Hashing, PartReport, Vocabu
 from dmt.preprocess.criteo_manifest import Splits
 from dmt.preprocess.criteo_run import convert_sources
 from dmt.preprocess.criteo_text import CATEGORIES
+from dmt.preprocess.dataset_text import HUB
 from dmt.preprocess.sources import find_sources
 
 # Rows of the tables for the 1 TB logs, as TorchRec's DLRM example has them.
@@ -40,9 +42,10 @@ def preprocess_criteo(
         split: shares of the rows for training, validation and test, in order. By default the last one's halves of
             several inputs are for validation and test, and a single one is divided in 0.8, 0.1 and 0.1.
         skip_bad_lines: leave lines out that are not Criteo's; otherwise the first one is an error.
-        workers: processes, of some 350 MB each. With more than one, a script that calls this needs
+        workers: processes, of up to 500 MB each. With more than one, a script that calls this needs
             ``if __name__ == "__main__"``.
-        on_part: told of each part as it is done, and of the folder that it is in.
+        on_part: called with each part as it is done: the folder that it is in, and a report with its ``num_rows`` and
+            ``num_bytes``.
 
     Returns:
         the content of ``manifest.json``.
@@ -58,10 +61,12 @@ def preprocess_criteo(
     """
     check_workers(workers)
     categories = choose_categories(num_embeddings, min_count)
-    sources = find_sources([inputs] if isinstance(inputs, str | Path) else inputs)
+    sources = find_sources([_expanded(name) for name in ([inputs] if isinstance(inputs, str | Path) else inputs)])
+    if not sources:
+        raise UserInputError("inputs: there are none; give files, folders or datasets")
     return convert_sources(
         sources,
-        Path(output),
+        Path(output).expanduser(),
         options=ConversionOptions(categories=categories, skip_bad_lines=skip_bad_lines),
         splits=choose_splits(split, num_sources=len(sources)),
         workers=workers,
@@ -84,10 +89,13 @@ def choose_categories(num_embeddings: int | Sequence[int] | None, min_count: int
 
 
 def _table_rows(num_embeddings: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(num_embeddings, int):
-        rows = tuple(min(size, num_embeddings) for size in NUM_EMBEDDINGS)
-    else:
-        rows = tuple(num_embeddings)
+    try:
+        if isinstance(num_embeddings, Sequence):
+            rows = tuple(operator.index(number) for number in num_embeddings)
+        else:
+            rows = tuple(min(size, operator.index(num_embeddings)) for size in NUM_EMBEDDINGS)
+    except TypeError:  # of what are no whole numbers
+        rows = ()
     if len(rows) != len(CATEGORIES) or not all(1 <= number < 2**31 for number in rows):
         raise UserInputError(
             f"--num-embeddings {_written(num_embeddings)}: give a number from 1 to 2147483647, or 26 of them separated "
@@ -101,7 +109,9 @@ def choose_splits(shares: Sequence[float] | None, *, num_sources: int) -> Splits
     if shares is None:
         return Splits(fractions=None if num_sources > 1 else (0.8, 0.1, 0.1))
     # (the other way around, NaN would pass)
-    if not (len(shares) == 3 and shares[0] > 0 and min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-9):
+    if isinstance(shares, str) or not (
+        len(shares) == 3 and shares[0] > 0 and min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-9
+    ):
         raise UserInputError(f"--split {_written(shares)}: give three numbers that sum to 1, such as 0.8,0.1,0.1")
     train, valid, test = shares
     return Splits(fractions=(train, valid, test))
@@ -116,3 +126,8 @@ def check_workers(workers: int) -> None:
 def _written(numbers: float | Sequence[float]) -> str:
     """As the command takes them."""
     return ",".join(map(str, numbers)) if isinstance(numbers, Sequence) else str(numbers)
+
+
+def _expanded(name: str | Path) -> str:
+    """A path without ``~``, which no shell has replaced; an address as it is."""
+    return str(name) if str(name).startswith(HUB) else str(Path(name).expanduser())

@@ -64,7 +64,7 @@ def run_preprocess_command(arguments: list[str]) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help=f"processes, of some 350 MB each (default: the CPUs that this one may use, at most {_MAX_WORKERS})",
+        help=f"processes, of up to 500 MB each (default: the CPUs that this one may use, at most {_MAX_WORKERS})",
     )
     if arguments[1:2] != ["criteo"]:
         found = arguments[1] if len(arguments) > 1 else "nothing"

@@ -76,9 +76,18 @@ def convert_sources(
             with Workers(workers) as pool:
                 manifest = _convert(pool, sources, output, options=options, splits=splits, on_part=on_part)
             write_whole(output / MANIFEST, json.dumps(manifest, indent=1))
-        shutil.rmtree(output / "values", ignore_errors=True)
+        _discard(output / "values")
         done: Mapping[str, Any] = json.loads((output / MANIFEST).read_text())
     return done
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder; a kill meanwhile leaves none of that name, which half of its files would be missed in."""
+    hidden = folder.with_name(f".{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    if folder.exists():
+        folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _is_done(output: Path) -> bool:

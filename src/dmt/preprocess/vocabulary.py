@@ -6,11 +6,13 @@ equally frequent ones by value. A value of 0 counts as missing.
 Shape legend: n values of a column, V of its vocabulary.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from dmt.whole_files import whole
 NUM_SPECIAL = 2
 # Some 400 MB while they are added up and put in order.
 ROWS_AT_A_TIME = 2**22
+_SAMPLES_A_RANGE = 256
 _UNSEEN = 1
 _ROWS_IN_CACHE = 4096
 # A 32-bit number whose product with others spreads them well over the upper bits (Knuth's multiplicative hashing).
@@ -92,19 +95,31 @@ def merge_counts(
     Yields:
         uint32 (n, 2), some of the values at a time, in their order.
     """
-    num_ranges = 1 + sum(len(ValueCounts.load(folder).column(column)) for folder in folders) // rows_at_a_time
-    # The values of a range from all parts, range after range: as many of each as random values would have.
-    for limits in pairwise(np.linspace(1, 2**32, num_ranges + 1).astype(np.int64)):
+    # The values of a range from all parts, range after range.
+    for first, end in pairwise([1, *_limits(folders, column, rows_at_a_time), 2**32]):
         # Each part is mapped anew, so that what was read of it does not stay in memory.
-        pieces = [_between(ValueCounts.load(folder).column(column), limits) for folder in folders]
+        pieces = [_between(ValueCounts.load(folder).column(column), first, end) for folder in folders]
         counted = _add_up(np.concatenate([np.empty((0, 2), np.uint32), *pieces]))
         yield counted[counted[:, 1] >= min_count]
 
 
-def _between(counted: np.ndarray, limits: tuple[int, int]) -> np.ndarray:
-    """A copy of the rows whose values are from the first limit on and below the second."""
-    start, end = np.searchsorted(counted[:, 0], limits)
-    return np.array(counted[start:end])
+def _limits(folders: Sequence[Path], column: int, rows_at_a_time: int) -> list[int]:
+    """Values between which about so many counts lie in all parts together, from a sample of them."""
+    num_counts = sum(len(ValueCounts.load(folder).column(column)) for folder in folders)
+    num_ranges = 1 + num_counts // rows_at_a_time
+    step = max(num_counts // (num_ranges * _SAMPLES_A_RANGE), 1)
+    sample = [np.array(ValueCounts.load(folder).column(column)[::step, 0]) for folder in folders]
+    ordered = np.sort(np.concatenate([np.empty(0, np.uint32), *sample]))
+    places = np.arange(1, num_ranges) * len(ordered) // num_ranges
+    return [limit for limit in np.unique(ordered[places]).tolist() if limit > 1]
+
+
+def _between(counted: np.ndarray, first: int, end: int) -> np.ndarray:
+    """A copy of the counts of the values from one on and below another."""
+    # With limits of another type than theirs numpy would cast all values each time.
+    start = np.searchsorted(counted[:, 0], np.uint32(first))
+    stop = np.searchsorted(counted[:, 0], np.uint32(end - 1), side="right")
+    return np.array(counted[start:stop])
 
 
 def _add_up(counted: np.ndarray) -> np.ndarray:
@@ -154,6 +169,7 @@ def save_vocabulary(counted: Iterable[np.ndarray], files: VocabularyFiles) -> No
             sizes.append(len(piece))
             counts, times = np.unique(piece[:, 1], return_counts=True)
             frequency.update(dict(zip(counts.tolist(), times.tolist(), strict=True)))
+        _onto_disk(ordered)
     # Values that are equally frequent have rows one after the other; here, the next one for each frequency.
     next_row, num_before = dict[int, int](), NUM_SPECIAL
     for count in sorted(frequency, reverse=True):
@@ -176,6 +192,14 @@ def save_vocabulary(counted: Iterable[np.ndarray], files: VocabularyFiles) -> No
                 of_piece[here] = np.arange(next_row[count], next_row[count] + len(here), dtype=np.uint32)
                 next_row[count] += len(here)
             rows.write(of_piece.tobytes())
+        # Before by_row has its name, which says that all three are there.
+        _onto_disk(rows)
+        _onto_disk(by_row)
+
+
+def _onto_disk(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _runs(ordered: np.ndarray) -> list[slice]:
