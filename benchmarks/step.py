@@ -4,7 +4,8 @@
 
 26 tables of 100,000 rows, N = 64, bottom 512-256-64, over arch 1024-512-256-1, batch 4096, random single-hot ids. Each
 contender lives in a process of its own that waits while another runs. DIR is a checkout of facebookresearch/dlrm, whose
-dlrm_s_pytorch.py runs as it is (SGD, sparse gradients); without it that row is left out. A ratio is the time of that
+dlrm_s_pytorch.py runs as it is (SGD, sparse gradients), and once more with the settings of the host's memory that dmt
+has (`dmt.reuse_host_memory`, which `dmt fit` calls); without DIR these rows are left out. A ratio is the time of that
 script, or of dense Adam where there is none, over the contender's in the same round; dmt's are also compared with its
 flat DLRM of the same precision.
 """
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,12 +39,16 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
 from dmt.datamodules import RandomClicks
+from dmt.host_memory import KEPT_BLOCK_BYTES, KEPT_BYTES, reuse_host_memory
 from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer, PassThrough
 
 NUM_TABLES, DIM, NUM_DENSE = 26, 64, 13
 BOTTOM, OVER = [512, 256], [1024, 512, 256]
 NUM_BATCHES = 8
 SCRIPT = "facebookresearch/dlrm (SGD)"
+TUNED_SCRIPT = "facebookresearch/dlrm (SGD), memory as dmt has it"
+# What `reuse_host_memory` tells glibc, as a process is told that does not call it.
+GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(KEPT_BLOCK_BYTES), "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES)}
 DENSE_ADAM = "dense Adam on embeddings"
 FLAT = {precision: f"flat DLRM, {precision}" for precision in ("float32", "bf16-mixed")}
 
@@ -103,6 +108,7 @@ def torchrec_modules(rows: int) -> Step:
 
 def ours(rows: int, *, tower: Any = PassThrough, num_towers: int = 1, bf16: bool = False, fused: bool = False) -> Step:
     """A ClickModel as `dmt fit` builds it, row-wise Adagrad on its rows."""
+    reuse_host_memory()  # what of it is the environment's, main() has set before this process imported torch
     model = ClickModel(
         embedding_dim=DIM,
         num_towers=num_towers,
@@ -132,9 +138,11 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, *, bf16: bool) -> 
 # Compression 2: half the width for every feature, as the paper's DLRM towers have it, or one vector for every two.
 NARROW = {"tower": partial(DLRMTower, c=1, p=0, out_dim=DIM // 2), "num_towers": 4}
 MIXED = {"tower": partial(DLRMTower, c=0, p=1, out_dim=DIM), "num_towers": NUM_TABLES // 2}
-CONTENDERS: dict[str, Callable[[int], Step]] = {
+OTHERS: dict[str, Callable[[int], Step]] = {
     DENSE_ADAM: dense_adam,
     "TorchRec's modules, fused row-wise Adagrad": torchrec_modules,
+}
+OURS: dict[str, Callable[[int], Step]] = {
     FLAT["float32"]: ours,
     "flat DLRM, float32, compiled": partial(ours, fused=True),
     FLAT["bf16-mixed"]: partial(ours, bf16=True),
@@ -174,6 +182,17 @@ def work(make: Callable[[int], Step], rows: int, batch_size: int, num_threads: i
             parent.send(statistics.median(seconds))
 
 
+def start(make: Callable[[int], Step], rows: int, batch_size: int, num_threads: int) -> Connection:
+    """Start a contender's process; what comes back has warmed up, and is asked for numbers of steps."""
+    spawn = multiprocessing.get_context("spawn")
+    asked, child = spawn.Pipe()
+    spawn.Process(target=work, args=(make, rows, batch_size, num_threads, child), daemon=True).start()
+    child.close()
+    asked.send(3)  # warms up, and compiles
+    asked.recv()
+    return asked
+
+
 # Their script reports to TensorBoard, which this project does not install.
 _RUN_SCRIPT = """
 import runpy, sys, types
@@ -188,7 +207,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def script_seconds(folder: Path, rows: int, batch_size: int, num_threads: int, steps: int) -> float:
+def script_seconds(
+    folder: Path, rows: int, batch_size: int, num_threads: int, steps: int, *, environment: Mapping[str, str]
+) -> float:
     """Seconds a step that dlrm_s_pytorch.py prints for its last steps; the first five are left out."""
     options = {
         "arch-sparse-feature-size": DIM,
@@ -207,7 +228,7 @@ def script_seconds(folder: Path, rows: int, batch_size: int, num_threads: int, s
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _RUN_SCRIPT, *words, "--print-time"],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": str(num_threads), "PYTHONPATH": str(folder)},
+        env={**environment, "OMP_NUM_THREADS": str(num_threads), "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         check=False,
@@ -230,19 +251,17 @@ def main() -> None:
     arguments = parser.parse_args()
     size = (arguments.rows, arguments.batch_size, arguments.threads)
 
-    spawn = multiprocessing.get_context("spawn")
-    asked: dict[str, Connection] = {}
-    for name, make in CONTENDERS.items():
-        asked[name], child = spawn.Pipe()
-        spawn.Process(target=work, args=(make, *size, child), daemon=True).start()
-        child.close()
-        asked[name].send(3)  # warms up, and compiles
-        asked[name].recv()
-    seconds: dict[str, list[float]] = {name: [] for name in ([SCRIPT] if arguments.dlrm else []) + list(asked)}
+    plain = dict(os.environ)
+    asked = {name: start(make, *size) for name, make in OTHERS.items()}
+    reuse_host_memory()
+    asked |= {name: start(make, *size) for name, make in OURS.items()}
+    scripts = {SCRIPT: plain, TUNED_SCRIPT: os.environ | GLIBC} if arguments.dlrm else {}
+    seconds: dict[str, list[float]] = {name: [] for name in (*scripts, *asked)}
     for number in range(arguments.rounds):
         for name, measured in seconds.items():
-            if name == SCRIPT:
-                measured.append(script_seconds(arguments.dlrm, *size, arguments.steps))
+            if name in scripts:
+                environment = scripts[name]
+                measured.append(script_seconds(arguments.dlrm, *size, arguments.steps, environment=environment))
                 continue
             asked[name].send(arguments.steps)
             measured.append(asked[name].recv())
@@ -258,6 +277,7 @@ def report(seconds: dict[str, list[float]], arguments: argparse.Namespace) -> li
     lines = [
         f"{NUM_TABLES} tables of {arguments.rows:,} x {DIM}, batch {arguments.batch_size}, {arguments.threads} "
         f"threads, {arguments.rounds} rounds of {arguments.steps} steps.",
+        "The rows of dmt have its settings of the host's memory, as `dmt fit` has; of the others the one that says so.",
         "",
         f"| | ms a step, median | samples a second | times as fast as {reference} | as {DENSE_ADAM} "
         "| times flat, same precision |",

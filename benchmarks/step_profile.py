@@ -7,13 +7,18 @@ Times are of the operators themselves, without those that they call, in millisec
 
 import argparse
 import itertools
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import step
 import torch
 from common import heading, publish
 from torch.profiler import ProfilerActivity, profile
+
+from dmt.host_memory import reuse_host_memory
 
 NAMES = ("flat DLRM, float32", "flat DLRM, bf16-mixed", "DMT, 13 towers, c=0 p=1 D=64, bf16-mixed")
 # Operators by what they are for; what is in none is summed up as "other".
@@ -30,9 +35,10 @@ PARTS = {
 }
 
 
-def parts_ms(name: str, *, rows: int, batch_size: int, steps: int) -> dict[str, float]:
+def parts_ms(name: str, *, rows: int, batch_size: int, steps: int, num_threads: int) -> dict[str, float]:
     """Milliseconds a step of each part, and in all."""
-    run = step.CONTENDERS[name](rows)
+    torch.set_num_threads(num_threads)
+    run = step.OURS[name](rows)
     batches = itertools.cycle(list(step.make_data(rows, batch_size).train_dataloader()))
     for batch in itertools.islice(batches, 4):
         run(batch)
@@ -53,9 +59,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, help="Markdown file to write; printed as well")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    size = {"rows": arguments.rows, "batch_size": arguments.batch_size, "steps": arguments.steps}
-    found = {name: parts_ms(name, **size) for name in NAMES}
+    measure = partial(
+        parts_ms,
+        rows=arguments.rows,
+        batch_size=arguments.batch_size,
+        steps=arguments.steps,
+        num_threads=arguments.threads,
+    )
+    reuse_host_memory()  # in processes that have not imported torch yet
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
+        found = dict(zip(NAMES, processes.map(measure, NAMES), strict=True))
     lines = [
         *heading("Where the time of a training step goes"),
         f"The sizes of `step.md`; {arguments.threads} threads, means of {arguments.steps} steps.",
