@@ -53,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"dmt: error: {' '.join(str(error).split())}", file=sys.stderr)
         _leave_process_groups()
         raise SystemExit(2) from None
+    _leave_process_groups()
 
 
 def _leave_process_groups() -> None:
-    """Join the threads of collectives: an interpreter that ends while they run may abort, with another exit code."""
+    """Join the threads of collectives: an interpreter that ends while they run aborts now and then, with a signal."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
