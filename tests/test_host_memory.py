@@ -30,8 +30,11 @@ print(faults() - before, os.environ.get("THP_MEM_ALLOC_ENABLE"))
 """
 SETTINGS = ("THP_MEM_ALLOC_ENABLE", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 _LIBRARY, _VERSION = platform.libc_ver()
-# Older ones cannot be told so of blocks of this size.
-KEEPS_BLOCKS = _LIBRARY == "glibc" and Version(_VERSION) >= Version("2.35")
+needs_kept_blocks = pytest.mark.skipif(
+    # Older ones cannot be told so of blocks of this size.
+    not (_LIBRARY == "glibc" and Version(_VERSION) >= Version("2.35")),
+    reason="glibc 2.35 alone can be told to keep such blocks",
+)
 
 
 def run(prepare: str, **settings: str) -> tuple[int, str]:
@@ -43,7 +46,7 @@ def run(prepare: str, **settings: str) -> tuple[int, str]:
     return int(faults), huge_pages
 
 
-@pytest.mark.skipif(not KEEPS_BLOCKS, reason="glibc 2.35 alone can be told to keep such blocks")
+@needs_kept_blocks
 def test_memory_of_a_step_serves_the_next_one() -> None:
     # (without huge pages, of which a block is a few faults in any case)
     freed, _ = run("", THP_MEM_ALLOC_ENABLE="0")
@@ -53,7 +56,7 @@ def test_memory_of_a_step_serves_the_next_one() -> None:
     assert huge_pages == "1"
 
 
-@pytest.mark.skipif(not KEEPS_BLOCKS, reason="glibc 2.35 alone can be told to keep such blocks")
+@needs_kept_blocks
 @pytest.mark.parametrize(
     "own", [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
 )
@@ -63,7 +66,7 @@ def test_settings_of_the_users_own_stay(own: dict[str, str]) -> None:
     assert kept > freed / 5
 
 
-@pytest.mark.skipif(not KEEPS_BLOCKS, reason="glibc 2.35 alone can be told to keep such blocks")
+@needs_kept_blocks
 def test_other_tunables_are_no_settings_of_memory() -> None:
     other = {"GLIBC_TUNABLES": "glibc.rtld.optional_static_tls=1024", "THP_MEM_ALLOC_ENABLE": "0"}
     assert run("dmt.reuse_host_memory()", **other)[0] < run("", **other)[0] / 5
@@ -72,8 +75,8 @@ def test_other_tunables_are_no_settings_of_memory() -> None:
 def test_the_command_asks_before_torch_is_imported() -> None:
     code = (
         "import os, sys; from dmt import cli, host_memory;"
-        "ask = cli.reuse_host_memory; torch = [];"
-        "cli.reuse_host_memory = lambda: torch.append('torch' in sys.modules) or ask();\n"
+        "ask = host_memory.reuse_host_memory; torch = [];"
+        "host_memory.reuse_host_memory = lambda: torch.append('torch' in sys.modules) or ask();\n"
         "try: cli.main(['fit', '--help'])\n"
         "except SystemExit: pass\n"
         "assert torch == [False] and 'torch' in sys.modules and os.environ['THP_MEM_ALLOC_ENABLE'] == '1'"

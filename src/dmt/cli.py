@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 from dmt.errors import UserInputError, nearest
-from dmt.host_memory import reuse_host_memory
 
 _OVERVIEW = """\
 usage: dmt VERB [OPTIONS]
@@ -77,6 +76,8 @@ def _run_preprocess(arguments: list[str]) -> None:
 
 def _verb(name: str) -> Callable[[list[str]], None]:
     if name in ("fit", "validate", "test", "predict"):
+        from dmt.host_memory import reuse_host_memory
+
         reuse_host_memory()  # before torch is imported
         from dmt.lightning_cli import run_trainer
 

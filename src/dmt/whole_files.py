@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 
 @contextmanager
@@ -19,5 +20,10 @@ def write_whole(path: Path, content: str) -> None:
     """Write text as :func:`whole` does, onto the disk."""
     with whole(path) as unfinished, unfinished.open("w") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file)
+
+
+def flush_to_disk(file: IO[Any]) -> None:
+    """Have what was written survive a crash of the system."""
+    file.flush()
+    os.fsync(file.fileno())

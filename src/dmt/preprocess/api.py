@@ -97,11 +97,15 @@ def _table_rows(num_embeddings: int | Sequence[int]) -> tuple[int, ...]:
     except TypeError:  # of what are no whole numbers
         rows = ()
     if len(rows) != len(CATEGORIES) or not all(1 <= number < 2**31 for number in rows):
-        raise UserInputError(
-            f"--num-embeddings {_written(num_embeddings)}: give a number from 1 to 2147483647, or 26 of them separated "
-            "by commas"
-        )
+        raise wrong_table_rows(_written(num_embeddings))
     return rows
+
+
+def wrong_table_rows(written: str) -> UserInputError:
+    """What is said of rows of the tables that cannot be."""
+    return UserInputError(
+        f"--num-embeddings {written}: give a number from 1 to 2147483647, or 26 of them separated by commas"
+    )
 
 
 def choose_splits(shares: Sequence[float] | None, *, num_sources: int) -> Splits:
@@ -112,9 +116,14 @@ def choose_splits(shares: Sequence[float] | None, *, num_sources: int) -> Splits
     if isinstance(shares, str) or not (
         len(shares) == 3 and shares[0] > 0 and min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-9
     ):
-        raise UserInputError(f"--split {_written(shares)}: give three numbers that sum to 1, such as 0.8,0.1,0.1")
+        raise wrong_shares(_written(shares))
     train, valid, test = shares
     return Splits(fractions=(train, valid, test))
+
+
+def wrong_shares(written: str) -> UserInputError:
+    """What is said of shares that are none."""
+    return UserInputError(f"--split {written}: give three numbers that sum to 1, such as 0.8,0.1,0.1")
 
 
 def check_workers(workers: int) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dmt.errors import OneLineParser, UserInputError
-from dmt.preprocess.api import check_workers, choose_categories, choose_splits
+from dmt.preprocess.api import check_workers, choose_categories, choose_splits, wrong_shares, wrong_table_rows
 from dmt.preprocess.criteo import MANIFEST, OPTIONS, ConversionOptions, PartReport
 from dmt.preprocess.criteo_run import convert_sources
 from dmt.preprocess.sources import find_sources
@@ -121,9 +121,7 @@ def _table_rows(text: str | None) -> int | list[int] | None:
     try:
         numbers = [int(word) for word in text.split(",")]
     except ValueError:
-        raise UserInputError(
-            f"--num-embeddings {text}: give a number from 1 to 2147483647, or 26 of them separated by commas"
-        ) from None
+        raise wrong_table_rows(text) from None
     return numbers if len(numbers) > 1 else numbers[0]
 
 
@@ -133,7 +131,7 @@ def _shares(text: str | None) -> list[float] | None:
     try:
         return [float(word) for word in text.split(",")]
     except ValueError:
-        raise UserInputError(f"--split {text}: give three numbers that sum to 1, such as 0.8,0.1,0.1") from None
+        raise wrong_shares(text) from None
 
 
 class _Progress:

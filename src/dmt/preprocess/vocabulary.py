@@ -6,17 +6,15 @@ equally frequent ones by value. A value of 0 counts as missing.
 Shape legend: n values of a column, V of its vocabulary.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
-from dmt.whole_files import whole
+from dmt.whole_files import flush_to_disk, whole
 
 NUM_SPECIAL = 2
 # Some 400 MB while they are added up and put in order.
@@ -169,7 +167,7 @@ def save_vocabulary(counted: Iterable[np.ndarray], files: VocabularyFiles) -> No
             sizes.append(len(piece))
             counts, times = np.unique(piece[:, 1], return_counts=True)
             frequency.update(dict(zip(counts.tolist(), times.tolist(), strict=True)))
-        _onto_disk(ordered)
+        flush_to_disk(ordered)
     # Values that are equally frequent have rows one after the other; here, the next one for each frequency.
     next_row, num_before = dict[int, int](), NUM_SPECIAL
     for count in sorted(frequency, reverse=True):
@@ -193,13 +191,8 @@ def save_vocabulary(counted: Iterable[np.ndarray], files: VocabularyFiles) -> No
                 next_row[count] += len(here)
             rows.write(of_piece.tobytes())
         # Before by_row has its name, which says that all three are there.
-        _onto_disk(rows)
-        _onto_disk(by_row)
-
-
-def _onto_disk(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        flush_to_disk(rows)
+        flush_to_disk(by_row)
 
 
 def _runs(ordered: np.ndarray) -> list[slice]:
