@@ -195,7 +195,7 @@ class Run:
         file = self.folder / "metrics.csv"
         record = self.folder / "record.json"
         if not file.is_file() and record.is_file():
-            # Beside another logger, whose folder is the run's, the CSVLogger has one of its own.
+            # Where the run's folder is another logger's, the CSVLogger has one of its own.
             file = self.folder / (load_object(record).get("metrics") or file)
         return _read_log(file) if file.is_file() else pl.DataFrame()
 

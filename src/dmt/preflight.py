@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger
 
 from dmt.datamodules import ClickDataModule, TabularClicks
 from dmt.errors import UserInputError
@@ -22,7 +21,7 @@ from dmt.lightning_cli import DmtCLI, NamedCLI, parsed_cli
 from dmt.modules import click_metrics
 from dmt.schema import CategoricalFeature, FeatureSchema
 
-_CSV_LOGGER = "--trainer.logger+=CSVLogger and --trainer.logger.save_dir=runs"
+_LOGGER = "--trainer.logger+=CSVLogger and --trainer.logger.save_dir=runs"
 
 
 class _CheckedCLI(DmtCLI):
@@ -61,7 +60,7 @@ def answers(question: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
         try:
             cli = parsed_cli(_CheckedCLI, ["fit", *trial["options"]], run=True)
             if metric is not None:
-                _check_reported(metric, cli.trainer, early=early)
+                _check_validated(metric, cli.trainer)
         except UserInputError as error:
             yield {"trial": index, "told": f"{error}{_nearest(question['base'], trial['names'], str(error))}"}
             return
@@ -75,7 +74,7 @@ def answers(question: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
 def _check_result(trainer: Trainer, data: ClickDataModule) -> None:
     """Raise :class:`UserInputError` where a run would end without the summary that `dmt sweep` reads."""
     if not trainer.loggers:
-        raise UserInputError(f"trainer.logger=false: a run without a logger leaves no result; write {_CSV_LOGGER}")
+        raise UserInputError(f"trainer.logger=false: a run without a logger leaves no result; write {_LOGGER}")
     for split, is_wanted in (("train", True), ("valid", bool(trainer.limit_val_batches)), ("test", True)):
         if is_wanted and not data.has_split(split):
             raise UserInputError(f"data: there is no {split} split, and a trial needs it for its result; add the file")
@@ -95,18 +94,12 @@ def _is_schema_known(data: ClickDataModule) -> bool:
         return False
 
 
-def _check_reported(metric: str, trainer: Trainer, *, early: bool) -> None:
-    """Raise :class:`UserInputError` where `dmt sweep` could not read a metric that is none of the test's."""
+def _check_validated(metric: str, trainer: Trainer) -> None:
+    """Raise :class:`UserInputError` for a metric of a validation that is left out."""
     if metric.startswith("val/") and not trainer.limit_val_batches:
         raise UserInputError(
             f"metric.name={metric}: trainer.limit_val_batches=0 leaves out validation; remove it, or choose a metric "
             "of the test such as test/auroc"
-        )
-    is_in_csv = early or metric in _metrics_while_training()
-    if is_in_csv and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
-        raise UserInputError(
-            f"metric.name={metric}: it is read from the metrics.csv of a CSVLogger, and trainer.logger has none; add "
-            f"{_CSV_LOGGER} to command{'' if early else ', or choose a metric of the test such as test/auroc'}"
         )
 
 
@@ -129,13 +122,9 @@ def _nearest(base: list[str], names: list[str], told: str) -> str:
     return ""
 
 
-def _metrics_while_training() -> list[str]:
-    return ["train/loss", "samples_per_s", *map(str, click_metrics("val/"))]
-
-
 def _wrong_metric(metric: str, *, early: bool) -> str:
     validation = [str(name) for name in click_metrics("val/")]
-    known = [*_metrics_while_training(), *map(str, click_metrics("test/"))]
+    known = ["train/loss", "samples_per_s", *validation, *map(str, click_metrics("test/"))]
     if early and metric in known and metric not in validation:
         return (
             f"metric.name={metric}: early_terminate needs a metric while a run goes on; choose one of "

@@ -59,6 +59,11 @@ def test_a_run_can_be_repeated_from_its_folder(
     monkeypatch.setenv("WANDB_SILENT", "true")
     # tensorboardX names files by host and second: that of the test would take the place of a fit's that took no second.
     monkeypatch.setattr(socket, "gethostname", map("host{}".format, itertools.count()).__next__)
+    artifacts: list[wandb.Artifact] = []
+    log_artifact = wandb.Run.log_artifact
+    monkeypatch.setattr(
+        wandb.Run, "log_artifact", lambda run, artifact: artifacts.append(artifact) or log_artifact(run, artifact)
+    )
     fit(tmp_path, logger, "--trainer.logger.version=7", *EVERY_STEP)
     assert logged(tmp_path, logger) == METRICS
     [run] = find_runs([tmp_path])
@@ -71,9 +76,12 @@ def test_a_run_can_be_repeated_from_its_folder(
     assert record["git"] is None or len(record["git"]["commit"]) == 40
     assert json.loads((run.folder / "description.json").read_text()) == run.summary.description
 
-    metrics_file = record["metrics"]
-    assert (metrics_file == "metrics.csv") == (logger == "CSVLogger")
+    # A report has curves of every run, whatever its logger.
+    assert record["metrics"] == ("metrics.csv" if logger == "CSVLogger" else "csv/metrics.csv")
+    assert run.metrics >= METRICS and len(run.curve("train/loss")[1]) > 1
     if logger == "WandbLogger":
+        [artifact] = artifacts
+        assert set(artifact.manifest.entries) == {"config.yaml", "record.json", "towers.yaml", "description.json"}
         # Another run in the same place has a folder of its own.
         wandb.finish()
         fit(tmp_path, logger, "--trainer.logger.version=8")
@@ -87,15 +95,17 @@ def test_a_run_can_be_repeated_from_its_folder(
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-def test_metrics_beside_wandb_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first", ["CSVLogger", "WandbLogger"])
+def test_beside_wandb_the_run_has_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    both = ("--trainer.logger+=WandbLogger", f"--trainer.logger.save_dir={tmp_path}")
-    fit(tmp_path / "csv", "CSVLogger", *both)
+    [second] = {"CSVLogger", "WandbLogger"} - {first}
+    fit(tmp_path, first, f"--trainer.logger+={second}", f"--trainer.logger.save_dir={tmp_path}")
     wandb.finish()
-    [file] = (tmp_path / "csv").rglob("metrics.csv")
-    [run] = find_runs([tmp_path / "wandb"])
-    assert run.folder != file.parent and run.curve("val/auroc")[1]
+    [file] = tmp_path.rglob("metrics.csv")
+    [run] = find_runs([tmp_path])
+    assert run.folder == file.parent and run.curve("val/auroc")[1]
+    assert {"config.yaml", "record.json", "towers.yaml"} <= {path.name for path in run.folder.iterdir()}
 
 
 def test_the_commit_is_of_what_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from dmt.modules.click_model import ClickModel
 
+CONFIG_FILE = "config.yaml"
 PLAN_FILE = "towers.yaml"
 RECORD_FILE = "record.json"
 DESCRIPTION_FILE = "description.json"
@@ -25,26 +26,49 @@ _PACKAGES = ("dmt", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "lightn
 def run_folder(trainer: pl.Trainer) -> Path | None:
     """The folder of this run alone, or None where it has no logger; every rank calls it: rank 0 tells the others.
 
-    With a WandbLogger it is a folder among the files that W&B keeps of the run, and uploads with it: Lightning's
-    ``log_dir`` is then one that runs share.
+    It is that of the first CSVLogger or TensorBoardLogger. Of a WandbLogger alone it is a folder among the files that
+    W&B keeps of the run, and uploads with it: Lightning's ``log_dir`` is then one that runs share.
     """
     if not trainer.loggers:
         return None
     folder = trainer.log_dir
+    own = [logger for logger in trainer.loggers if not isinstance(logger, _CurveLogger)]
+    local = next((logger for logger in own if isinstance(logger, CSVLogger | TensorBoardLogger)), None)
     wandb = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
-    if wandb is not None:
+    if local is not None:
+        folder = trainer.strategy.broadcast(local.log_dir)
+    elif wandb is not None:
         # Apart from W&B's own files, of which one is called config.yaml as well.
         folder = f"{wandb.experiment.dir}/dmt" if trainer.is_global_zero else None
         folder = trainer.strategy.broadcast(folder)
     return None if folder is None else Path(folder)
 
 
+class _CurveLogger(CSVLogger):
+    """The CSVLogger of a run that was given none: in the run's folder, which it does not decide on.
+
+    Args:
+        run_dir: the run's folder.
+        version: that of the run, which the progress bar then shows as before.
+    """
+
+    def __init__(self, run_dir: Path, version: int | str | None) -> None:
+        super().__init__(run_dir, name="csv", version=version)
+
+    @property
+    def log_dir(self) -> str:
+        """A folder of its own, since CSVLogger warns of other files beside its own."""
+        return self.root_dir
+
+
 class RunRecord(Callback):
     """Writes into the run's folder what repeats it, beside its resolved configuration.
 
     ``towers.yaml`` is the tower plan, ``record.json`` the command, versions, the git commits of the sources and of the
-    folder that it was started from, and where a CSVLogger keeps its metrics, ``description.json`` what `dmt describe`
-    counts. A WandbLogger keeps the plan and the description as an artifact too.
+    folder that it was started from, and where ``metrics.csv`` is, ``description.json`` what `dmt describe` counts. A
+    WandbLogger keeps all of them and the configuration as an artifact too.
+
+    Reports draw their curves from ``metrics.csv``: beside other loggers alone, a CSVLogger joins them.
 
     Attributes:
         description: of the model; who knows it sets it before ``fit``.
@@ -53,6 +77,12 @@ class RunRecord(Callback):
     def __init__(self) -> None:
         self.description: dict[str, Any] = {}
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        has_csv = any(isinstance(logger, CSVLogger) for logger in trainer.loggers)
+        if stage != "fit" or has_csv or (folder := run_folder(trainer)) is None:
+            return
+        trainer.loggers = [*trainer.loggers, _CurveLogger(folder, trainer.loggers[0].version)]
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = run_folder(trainer)
         if folder is None or not trainer.is_global_zero:
@@ -60,24 +90,22 @@ class RunRecord(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         record = {**_record(), "metrics": _metrics_file(trainer, folder)}
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
-        kept = []
         if isinstance(pl_module, ClickModel):
             pl_module.resolved_plan.save(folder / PLAN_FILE)
-            kept.append(folder / PLAN_FILE)
         if self.description:
             (folder / DESCRIPTION_FILE).write_text(json.dumps(self.description, indent=2) + "\n")
-            kept.append(folder / DESCRIPTION_FILE)
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and kept:
-                _log_artifact(logger, kept)
+            if isinstance(logger, WandbLogger):
+                _log_artifact(logger, folder)
 
 
-def _log_artifact(logger: WandbLogger, files: list[Path]) -> None:
+def _log_artifact(logger: WandbLogger, folder: Path) -> None:
     import wandb
 
     artifact = wandb.Artifact(f"towers-{logger.experiment.id}", type="model-description")
-    for file in files:
-        artifact.add_file(str(file))
+    for name in (CONFIG_FILE, RECORD_FILE, PLAN_FILE, DESCRIPTION_FILE):
+        if (folder / name).is_file():
+            artifact.add_file(str(folder / name))
     logger.experiment.log_artifact(artifact)
 
 
@@ -92,10 +120,10 @@ def _record() -> dict[str, Any]:
     return {"command": shlex.join(sys.argv), "versions": versions, "git": _git(), "folder_git": _state(Path.cwd())}
 
 
-def _metrics_file(trainer: pl.Trainer, folder: Path) -> str | None:
-    """From the run's folder to the metrics of its CSVLogger, which beside a WandbLogger lie elsewhere."""
-    logger = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
-    return None if logger is None else os.path.relpath(Path(logger.log_dir) / "metrics.csv", folder)
+def _metrics_file(trainer: pl.Trainer, folder: Path) -> str:
+    """From the run's folder to the metrics of its CSVLogger, which need not lie in it."""
+    logger = next(logger for logger in trainer.loggers if isinstance(logger, CSVLogger))
+    return os.path.relpath(Path(logger.log_dir) / "metrics.csv", folder)
 
 
 def _git() -> dict[str, Any] | None:

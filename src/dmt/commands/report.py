@@ -352,8 +352,8 @@ def _curves(points: Sequence[Point], baseline: Point | None, *, metric: str) -> 
     if bare:
         told = "; ".join(f"{points.index(p) + 1}, {', '.join(p.runs[0].loggers) or 'unknown'}" for p in bare)
         text.append(
-            "Curves are read from the metrics.csv of a CSVLogger, with values of two steps or more. It is missing for "
-            f"these points (with the loggers that the run had): {told}. Give `--trainer.logger` a CSVLogger as well."
+            "Curves are read from metrics.csv, with values of two steps or more. It is missing, or has none of this "
+            f"metric, for these points (with the loggers that the run had): {told}."
         )
     if len(bare) < len(best):
         figures = [Figure(figsize=(12, 5), layout="constrained")]

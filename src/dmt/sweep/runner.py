@@ -197,7 +197,7 @@ class Runner:
         if self._spec.stops_early and not trial.result.history:
             raise UserInputError(
                 f"{self._spec.source}: early_terminate needs {metric} while a trial runs, and {trial.id} has none in "
-                "a metrics.csv; name a val/ metric and use CSVLogger, or remove early_terminate"
+                "a metrics.csv; name a val/ metric, or remove early_terminate"
             )
         self._look_for_target([trial])
 
