@@ -1,5 +1,8 @@
 """Click logs as Lightning DataModules, in global batches that do not depend on the number of ranks."""
 
+# Before FBGEMM, which gives the root logger a handler: Lightning would say everything twice.
+import lightning.pytorch  # noqa: F401
+
 from dmt.datamodules.arrays import ClickArrays
 from dmt.datamodules.criteo import CriteoDataModule
 from dmt.datamodules.encoder import TabularEncoder

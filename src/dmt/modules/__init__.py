@@ -1,5 +1,8 @@
 """Models: embeddings, tower modules, interactions, top archs and the LightningModule. All of it unsharded."""
 
+# Before FBGEMM, which gives the root logger a handler: Lightning would say everything twice.
+import lightning.pytorch  # noqa: F401
+
 from dmt.modules.click_model import ClickModel
 from dmt.modules.dcn import DCN
 from dmt.modules.dlrm import DLRM
