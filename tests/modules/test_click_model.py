@@ -275,6 +275,21 @@ def test_a_checkpoint_loads_into_an_unbuilt_model(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embedding_dim": 4}, r"has shape \(\d+, 8\), the model's \(\d+, 4\); it belongs to another model"),
+        ({"embedding_optimizer": EmbeddingOptimizer(name="sgd")}, "only the checkpoint has 'model.stage.*_momentum'"),
+    ],
+)
+def test_weights_of_another_model_are_refused_by_one_line(
+    trained: Trained, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserInputError, match=message) as refused:
+        make_trainer().test(make_model(**options), datamodule=trained.data, ckpt_path=trained.checkpoint)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("plan", "data_options", "message"),
     [
         (PLAN, {"num_embeddings": 31}, "columns or table sizes differ from the data's .* use the data"),

@@ -3,7 +3,7 @@
 It never knows how the model is sharded; a Strategy replaces the tower stage after ``configure_model``.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dmt.errors import UserInputError
 from dmt.modules.dlrm import DLRM
 from dmt.modules.embeddings import EmbeddingOptimizer
 from dmt.modules.limits import check_compiler, check_trainer
+from dmt.modules.loading import check_tensors
 from dmt.modules.metrics import click_metrics
 from dmt.modules.optimizers import match_by_name
 from dmt.modules.stage import Pooling, Stage, TowerStage
@@ -292,6 +293,19 @@ class ClickModel(L.LightningModule):
             raise UserInputError(
                 f"checkpoint: its towers {stored['towers']} differ from this model's; give its plan by --model.plan"
             )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, but what is wrong is one line.
+
+        Raises:
+            UserInputError: a tensor has another shape, or only one of the two has it.
+        """
+        own, found = (
+            {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+            for state in (self.state_dict(), state_dict)
+        )
+        check_tensors(own, found, strict=strict)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
 def _stages(module: torch.nn.Module) -> list[TowerStage]:

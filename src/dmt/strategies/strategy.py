@@ -34,6 +34,7 @@ from typing_extensions import override
 from dmt.errors import UserInputError
 from dmt.modules.embeddings import deferred_tables
 from dmt.modules.limits import check_trainer
+from dmt.modules.loading import check_tensors
 from dmt.modules.optimizers import match_by_name
 from dmt.modules.shards import as_shards
 from dmt.modules.stage import TowerStage
@@ -404,29 +405,16 @@ class TowerStrategy(DDPStrategy):
         own = self.lightning_module_state_dict()
         directory = checkpoint.get("directory")
         stored = checkpoint["state_dict"] if directory is None else directory.tensor_shapes()
-        _check_names_and_shapes(own, stored, strict=strict)
+        found = {name: tuple(getattr(value, "shape", value)) for name, value in stored.items()}
+        check_tensors(_shapes_of_all_ranks(own), found, strict=strict, on_every_rank=True)
         load_group(checkpoint, "state_dict", own)
 
 
-def _check_names_and_shapes(own: dict[str, Any], stored: Mapping[str, Any], *, strict: bool) -> None:
-    """Compare a checkpoint's tensors with those that all ranks together hold; collective, fails on every rank."""
+def _shapes_of_all_ranks(own: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor that all ranks together hold; collective."""
     everyone: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, {name: as_shards(value)[0].shape for name, value in own.items()})
-    wanted = {name: shape for names in everyone for name, shape in names.items()}
-    found = {name: tuple(getattr(value, "shape", value)) for name, value in stored.items()}
-    wrong = sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name])
-    strange = sorted(wanted.keys() ^ found.keys()) if strict else []
-    if wrong:
-        name = wrong[0]
-        problem = f"its {name!r} has shape {found[name]}, the model's {wanted[name]}"
-    elif strange:
-        problem = f"only the {'model' if strange[0] in wanted else 'checkpoint'} has {strange[0]!r}"
-    else:
-        return
-    raise UserInputError(
-        f"checkpoint: {problem}; it belongs to another model, give the configuration it was made with",
-        on_every_rank=True,
-    )
+    return {name: shape for names in everyone for name, shape in names.items()}
 
 
 def _optimizer_settings(optimizer: Optimizer) -> str:
