@@ -1,6 +1,7 @@
 """The ``dmt`` command. Each verb imports what it needs, so that help and errors come fast."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -48,11 +49,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _verb(arguments[0])(arguments)
     except UserInputError as error:
-        if not (error.on_every_rank and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"):
+        if not (error.on_every_rank and not _is_first_rank()):
             print(f"dmt: error: {' '.join(str(error).split())}", file=sys.stderr)
         _leave_process_groups()
         raise SystemExit(2) from None
+    except (KeyboardInterrupt, SystemExit) as end:
+        asked = _asked_to_end(end)
+        if asked is None:
+            raise
+        goes_on = "; --ckpt_path CHECKPOINT goes on from a checkpoint that it has kept" if arguments[0] == "fit" else ""
+        if _is_first_rank():
+            print(f"dmt: ended by {asked.name}{goes_on}", file=sys.stderr)
+        raise SystemExit(128 + asked) from None
     _leave_process_groups()
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _asked_to_end(end: BaseException) -> signal.Signals | None:
+    """The signal that has ended a run. Lightning leaves after both by exit codes that say something else."""
+    if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+        return signal.SIGINT
+    lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")
+    # With the code of success.
+    return signal.SIGTERM if lightning is not None and isinstance(end, lightning.SIGTERMException) else None
 
 
 def _leave_process_groups() -> None:

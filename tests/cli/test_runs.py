@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -186,6 +187,19 @@ def test_node_rank_and_master_addr_start_two_nodes(finished: Path, tmp_path: Pat
         finish(process)
     told = summary(tmp_path / "quickstart" / "version_0")
     assert told["metrics"] == pytest.approx(summary(finished)["metrics"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_asked_to_end_tells_how(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    alone = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.max_epochs", "10000"]
+    process = start(DMT, tmp_path, *alone)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = finish(process, code=code)
+    assert errors.splitlines()[-1].startswith(f"dmt: ended by {number.name}; --ckpt_path CHECKPOINT goes on")
+    assert not list(tmp_path.rglob("summary.json"))
 
 
 @pytest.mark.parametrize(("rank", "kill"), [(0, "false"), (1, "false"), (1, "true")])
