@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,23 +12,24 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dmt.brief_help import DESCRIPTIONS, TITLES, BriefHelp
-from dmt.callbacks import PredictionFile, RunRecord, Throughput, WireTraffic, run_folder
+from dmt.callbacks import PredictionFile, RunRecord, Throughput, WireTraffic, logger_folder, run_folder
 from dmt.complaints import one_line
 from dmt.datamodules import ClickDataModule
 from dmt.describe import Layout, describe, print_description
 from dmt.errors import UserInputError, nearest
 from dmt.modules import ClickModel, click_metrics
-from dmt.modules.limits import check_trainer
+from dmt.modules.limits import check_optimizer, check_trainer
 from dmt.quiet import quiet_libraries
 from dmt.runs import RunSummary
 from dmt.strategies import SpttStrategy, Topology, TorchRecStrategy, TowerCheckpointIO, TowerStrategy
+from dmt.strategies.checkpoint_files import incompleteness
+from dmt.whole_files import find_whole
 
 _STRATEGY_CLASSES = {strategy.__name__: strategy.strategy_name for strategy in (SpttStrategy, TorchRecStrategy)}
 
@@ -90,6 +90,18 @@ class DmtCLI(LightningCLI):
             help="Ranks that share a host's fast links, under the strategies sptt and torchrec. Set it to "
             "try a cluster's layout on one machine. Default: LOCAL_WORLD_SIZE, or the devices per node.",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning's; it seeds next, and NumPy's complaint of a seed would be a page.
+
+        Raises:
+            UserInputError: the seed is out of range.
+        """
+        super().parse_arguments(parser, args)
+        verb = self.config.get("subcommand")
+        seed = (self.config[verb] if verb else self.config).get("seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise UserInputError(f"seed_everything={seed}: give a number from 0 to {2**32 - 1}")
 
     def before_instantiate_classes(self) -> None:
         """Keep the run where ``DMT_SAVE_DIR`` says, whatever the configuration does: a trial of a sweep."""
@@ -219,13 +231,11 @@ class DmtCLI(LightningCLI):
                     + (", or give --trainer.limit_val_batches 0" if split == "valid" else "")
                 )
         self._record.description = self.description()
-        rank_zero_only(print_description)(self._record.description)
+        if self.subcommand == "fit":
+            rank_zero_only(print_description)(self._record.description)
 
     def _check_run_folder(self) -> None:
-        for logger in self.trainer.loggers:
-            if not isinstance(logger, CSVLogger | TensorBoardLogger):
-                continue
-            folder = Path(logger.log_dir)
+        for folder in filter(None, map(logger_folder, self.trainer.loggers)):
             # Before Lightning makes the logger's files: CSVLogger would remove what is there.
             if folder.is_dir() and any(folder.iterdir()):
                 raise UserInputError(
@@ -284,6 +294,7 @@ class DmtCLI(LightningCLI):
         # A matrix: some optimisers are for nothing else.
         parameter = torch.nn.Parameter(torch.zeros(2, 2))
         optimizer = _made("model.dense_optimizer", self.model.dense_optimizer, [parameter])
+        check_optimizer(optimizer)
         if self.model.lr_scheduler is None:
             return
         scheduler = _made("model.lr_scheduler", self.model.lr_scheduler, optimizer)
@@ -304,10 +315,13 @@ def _made(option: str, factory: Callable[[Any], Any], of: Any) -> Any:
 
 def check_checkpoint(path: Path, *, option: str) -> None:
     """Raise unless the path that an option gives looks like a checkpoint of either kind."""
-    if not path.exists():
+    found = find_whole(path)
+    if not found.exists():
         raise UserInputError(f"{option} {path}: no such checkpoint; give the path of one")
-    if not (path / ".metadata").is_file() if path.is_dir() else not zipfile.is_zipfile(path):
-        raise UserInputError(f"{option} {path}: not a complete checkpoint; give one that `dmt fit` has written")
+    if problem := incompleteness(found):
+        raise UserInputError(
+            f"{option} {path}: not a complete checkpoint, {problem}; give one that `dmt fit` has written"
+        )
 
 
 def _introduction(verb: str) -> dict[str, str]:

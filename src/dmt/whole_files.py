@@ -23,6 +23,20 @@ def write_whole(path: Path, content: str) -> None:
         flush_to_disk(file)
 
 
+def find_whole(path: Path) -> Path:
+    """Where to read what has this name: a folder, a file, or nothing at all.
+
+    A folder cannot take another's name in one go. A run that is killed just between leaves the old one, aside: then it
+    is that one.
+    """
+    return aside(path) if aside(path).exists() and not path.exists() else path
+
+
+def aside(path: Path) -> Path:
+    """Where something goes while a folder takes its name."""
+    return path.with_name(f"{path.name}.previous")
+
+
 def flush_to_disk(file: IO[Any]) -> None:
     """Have what was written survive a crash of the system."""
     file.flush()

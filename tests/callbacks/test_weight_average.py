@@ -155,6 +155,20 @@ def test_another_model_resumes_from_a_checkpoint(tmp_path: Path) -> None:
     assert_averages(copy_of(model), first.trained + second.trained)
 
 
+@pytest.mark.parametrize("kept", [{}, {"current_model_state": {}}], ids=["now", "once"])  # by earlier versions
+def test_a_checkpoint_from_before_the_first_average_starts_them(tmp_path: Path, kept: dict[str, Any]) -> None:
+    trainer, model, data, first = make(max_steps=1)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(path := tmp_path / "early.ckpt", weights_only=False)
+    checkpoint = torch.load(path, weights_only=True)
+    assert "current_model_state" not in checkpoint
+    torch.save(checkpoint | kept, path)
+    trainer, model, data, recorder = make(max_steps=5)
+    trainer.fit(model, data, ckpt_path=path)
+    assert len(recorder.trained) == 4
+    assert_averages(copy_of(model), first.trained + recorder.trained)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import sys
+import time
+from typing import Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -13,22 +16,25 @@ from dmt.modules.stage import Stage
 
 
 class FailOnRank(Callback):
-    """Raises on one rank in the third step, or kills it.
+    """Fails on one rank in the third step.
 
     Args:
         rank: who fails.
-        kill: die by SIGKILL, without a word, instead of raising.
+        how: ``raise``, ``kill``, which is to die by SIGKILL without a word, or ``hang``.
     """
 
-    def __init__(self, rank: int, kill: bool = False) -> None:
-        self.rank, self.kill = rank, kill
+    def __init__(self, rank: int, how: Literal["raise", "kill", "hang"] = "raise") -> None:
+        self.rank, self.how = rank, how
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         if trainer.global_rank == self.rank and batch_idx == 2:
-            if self.kill:
+            if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "hang":
+                print(f"rank {self.rank} hangs on purpose", file=sys.stderr, flush=True)
+                time.sleep(1000)
             raise RuntimeError(f"rank {self.rank} fails on purpose")
 
 

@@ -1,5 +1,6 @@
 """Wrong input ends with one line that names option, value and fix, exit code 2, and nothing trained."""
 
+import re
 from pathlib import Path
 
 import polars
@@ -9,7 +10,10 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 # Imported before any test runs: Lightning's log handler keeps the standard error of its first import.
 import dmt.lightning_cli  # noqa: F401
 from dmt.cli import main
+from dmt.lightning_cli import check_checkpoint
 from dmt.runs import RunSummary
+from tests.distributed.harness import run_ranks
+from tests.strategies.checkpoint_cases import DAMAGES, damage, overwrite
 
 QUICK = ["--config", "configs/quickstart.yaml"]
 SPTT = ["--trainer.strategy", "SpttStrategy"]
@@ -67,15 +71,15 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--config", "configs/nope.yaml"], ["configs/nope.yaml", "does not exist"]),
+        (["--config", "configs/nope.yaml"], ["configs/nope.yaml: no such file; give"]),
         ([*QUICK, "--data.nam", "3"], ["'nam' is not accepted; its options are num_features, num_groups"]),
         ([*QUICK, "--trainer.max_epoch", "3"], ["--trainer.max_epoch 3; did you mean trainer.max_epochs?"]),
         ([*QUICK, "--modl.num_towers", "3"], ["did you mean model.num_towers?"]),
         ([*QUICK, "--model.tower.cc", "3"], ["model.tower", "Option 'cc' is not accepted; did you mean c?"]),
         ([*QUICK, "--config", '{"trainr": {"logger": 1}}'], ["'trainr.logger'", "did you mean trainer.logger?"]),
         ([*QUICK, "--model.num_towers", "x"], ["model.num_towers=x: give a whole number"]),
-        ([*QUICK, "--model.num_towers", "0"], ["num_towers=0", "between 1 and 16"]),
-        ([*QUICK, "--model.num_towers", "65"], ["num_towers=65", "1 to 16 or 17 to 32 or 49 to 64"]),
+        ([*QUICK, "--model.num_towers", "0"], ["num_towers=0: give a positive number"]),
+        ([*QUICK, "--model.num_towers", "65"], ["num_towers=65", "choose 1 to 32 or 49 to 64"]),
         ([*QUICK, "--model.plan", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
         ([*QUICK, "--model.embedding_dim", "6"], ["embedding_dim=6", "multiple of 4", "8"]),
         ([*QUICK, "--model.embedding_dim", "-4"], ["embedding_dim=-4", "positive", "multiple of 4"]),
@@ -123,6 +127,7 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
             ["DotInteraction num_vectors=9: it was given 8", "num_vectors=8"],
         ),
         ([*QUICK, "--model.dense_optimizer.lr", "-1"], ["model.dense_optimizer: Invalid learning rate: -1.0; mend"]),
+        ([*QUICK, "--model.dense_optimizer", "LBFGS"], ["dense_optimizer=LBFGS: it runs backward", "torch.optim.Adam"]),
         (
             [*QUICK, "--model.lr_scheduler", "OneCycleLR", "--model.lr_scheduler.max_lr", "1"],
             ["model.lr_scheduler: You must define either total_steps", "mend its options"],
@@ -179,6 +184,9 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ([*QUICK, "--model.dense_optimizer", "Adm"], ["model.dense_optimizer=Adm", "did you mean torch.optim.Adam?"]),
         ([*QUICK, "--trainer.logger", "WandbLoger"], ["trainer.logger=WandbLoger", "did you mean WandbLogger?"]),
         ([*QUICK, "--trainer.callbacks+=ModelCheckpont"], ["ModelCheckpont", "did you mean ModelCheckpoint?"]),
+        ([*QUICK, "--seed_everything", "-1"], ["seed_everything=-1: give a number from 0 to 4294967295"]),
+        ([*QUICK, "--model.tower.num_features", "3"], ["DLRMTower gets its num_features from the model: leave it out"]),
+        ([*QUICK, "--model.tower.widht", "3"], ["its options are c, p, out_dim;"]),
         ([*QUICK, "--print_confg"], ["--print_confg", "did you mean print_config?"]),
         ([*QUICK, "--trainer.max_epochs", "two"], ["trainer.max_epochs=two: give a whole number"]),
         (
@@ -198,6 +206,24 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 def test_wrong_options(options: list[str], told: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     line = refused(["fit", *options], capfd)
     assert all(part in line for part in told), line
+
+
+@pytest.mark.parametrize("file", list(DAMAGES))
+def test_broken_checkpoints_are_found_before_ranks_start(
+    file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.ckpt"
+    run_ranks(overwrite, world_size=1, args=(str(path), 3.0))
+    for how, told in DAMAGES[file].items():
+        damage(path / file, how)
+        line = refused(["test", *QUICK, "--ckpt_path", str(path)], capfd)
+        assert re.search(rf"--ckpt_path {path}: not a complete checkpoint, {told}; give one", line), line
+
+
+def test_a_checkpoint_that_a_killed_run_has_left_aside_is_found(tmp_path: Path) -> None:
+    run_ranks(overwrite, world_size=1, args=(str(tmp_path / "a.ckpt"), 3.0))
+    (tmp_path / "a.ckpt").rename(tmp_path / "a.ckpt.previous")
+    check_checkpoint(tmp_path / "a.ckpt", option="--ckpt_path")
 
 
 def test_wrong_configuration_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

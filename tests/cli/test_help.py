@@ -43,6 +43,13 @@ def test_help_groups_options_with_a_short_text_for_each(capsys: pytest.CaptureFi
 def test_every_verb_introduces_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = help_of([verb, "--help"], capsys)
     assert printed.startswith(f"usage: dmt {verb} [--config FILE] [--OPTION VALUE ...]\n\n{DESCRIPTIONS[verb]}")
+    assert ("\ncheckpoint:\n" in printed) == (verb != "describe")
+
+
+def test_preprocess_tells_of_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["preprocess", "--help"])
+    printed = capsys.readouterr().out
+    assert "dmt preprocess criteo INPUT" in printed and "dmt preprocess tabular --infer-schema" in printed
 
 
 def test_the_options_of_a_class_are_explained(capsys: pytest.CaptureFixture[str]) -> None:

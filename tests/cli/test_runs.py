@@ -202,15 +202,31 @@ def test_a_run_that_is_asked_to_end_tells_how(tmp_path: Path, number: signal.Sig
     assert not list(tmp_path.rglob("summary.json"))
 
 
-@pytest.mark.parametrize(("rank", "kill"), [(0, "false"), (1, "false"), (1, "true")])
-def test_a_failing_rank_ends_the_job(tmp_path: Path, rank: int, kill: str) -> None:
-    fault = ["--trainer.callbacks+=tests.cli.faults.FailOnRank", "--trainer.callbacks.rank", str(rank)]
-    two_ranks = ["--trainer.devices", "2", "--ranks_per_host", "1", "--trainer.callbacks.kill", kill]
-    process = start(DMT, tmp_path, *fault, *two_ranks, env={"PYTHONPATH": str(ROOT)})
+def start_two_ranks(runs: Path, *, failing: int, how: str) -> subprocess.Popen[str]:
+    """Start a fit of which one rank fails in the third step."""
+    fault = ["--trainer.callbacks+=tests.cli.faults.FailOnRank", "--trainer.callbacks.rank", str(failing)]
+    two_ranks = ["--trainer.devices", "2", "--ranks_per_host", "1", "--trainer.callbacks.how", how]
+    return start(DMT, runs, *fault, *two_ranks, env={"PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.parametrize(("rank", "how"), [(0, "raise"), (1, "raise"), (1, "kill")])
+def test_a_failing_rank_ends_the_job(tmp_path: Path, rank: int, how: str) -> None:
+    process = start_two_ranks(tmp_path, failing=rank, how=how)
     _, errors = finish(process, code=None, timeout_s=90)
     assert process.returncode != 0
-    if kill == "false":
+    if how == "raise":
         assert f"RuntimeError: rank {rank} fails on purpose" in errors
+    assert group_is_gone(process.pid, within_s=15)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_hanging_rank_does_not_outlive_the_first(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = start_two_ranks(tmp_path, failing=1, how="hang")
+    assert process.stderr is not None
+    assert any("rank 1 hangs" in line for line in process.stderr)
+    time.sleep(0.5)  # until the other one waits for it in a collective
+    process.send_signal(number)
+    finish(process, code=code, timeout_s=60)
     assert group_is_gone(process.pid, within_s=15)
 
 

@@ -106,6 +106,9 @@ def test_weights_and_sharded_checkpoints(trained: tuple[Path, Path, list[torch.T
     assert torch.equal(found.dense_features, wanted.dense_features) and torch.equal(found.labels, wanted.labels)
     for part in ("values", "lengths", "weights"):
         assert torch.equal(getattr(found.sparse_features, part)(), getattr(wanted.sparse_features, part)())
+    # As a run leaves it that is killed while it replaces it.
+    (tmp_path / "sharded.ckpt").rename(tmp_path / "sharded.ckpt.previous")
+    assert TabularRows(path=folder / "test.parquet", checkpoint=tmp_path / "sharded.ckpt").schema == data.schema
 
 
 def test_a_checkpoint_of_another_log_is_refused(trained: tuple[Path, Path, list[torch.Tensor]], tmp_path: Path) -> None:

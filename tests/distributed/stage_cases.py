@@ -246,10 +246,12 @@ def check_case(
             if rng.random() < 0.2:  # as where an epoch is cut short
                 stage.forget_prefetched(mine)
         own = slice(start, start + sizes[rank])
+        stage.begin_step()
         pending = stage.start(mine[step])
         output = pending.wait()
         assert_near(output, expected[own], "output")
-        assert stage.batch_sizes() == sizes
+        [shares] = stage.rank_shares()
+        assert [share * total for share in shares] == [size * sum(shares) for size in sizes]
         local_mean = (output * weights[own]).sum() / max(sizes[rank], 1)
         (local_mean * (sizes[rank] * world / total)).backward()
         if prefetch:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed import own_module_cases as own
 from tests.distributed.harness import run_ranks
-from tests.distributed.training_cases import Run, corners, fit_all, load_state
+from tests.distributed.training_cases import Run, broadcasts_of_steps, corners, fit_all, load_state
 
 # Six steps of float32 training. Products over another number of rows differ by rounding (1e-7 relative), and
 # row-wise Adagrad divides a first, small gradient by its own size, which passes relative errors on unreduced: they are
@@ -21,7 +22,7 @@ def train(world_size: int, runs: list[Run], **options: Any) -> list[list[dict[st
     return [list(results) for results in zip(*by_rank, strict=True)]
 
 
-def assert_same_run(results: list[dict[str, Any]], path: Path, wanted: list[dict[str, Any]], wanted_path: Path) -> None:
+def assert_same_state(path: Path, wanted_path: Path) -> None:
     state, wanted_state = load_state(path), load_state(wanted_path)
     assert sorted(state) == sorted(wanted_state)
     for name, tensor in wanted_state.items():
@@ -29,19 +30,24 @@ def assert_same_run(results: list[dict[str, Any]], path: Path, wanted: list[dict
         torch.testing.assert_close(
             state[name], tensor, msg=lambda m, n=name: f"{path.name} {n}: {m}", rtol=0, atol=allowed
         )
+
+
+def assert_same_run(results: list[dict[str, Any]], path: Path, wanted: list[dict[str, Any]], wanted_path: Path) -> None:
+    assert_same_state(path, wanted_path)
     # Every test sample is predicted once, on some rank.
     predictions = sorted(value for result in results for value in result["predictions"])
     assert predictions == pytest.approx(sorted(wanted[0]["predictions"]), rel=1e-4)
     for result in results:
         assert result["steps"] == wanted[0]["steps"]
         assert result["metrics"].keys() >= {
+            "train/loss",
             "val/auroc",
             "test/auroc",
             "test/normalized_entropy",
             "test/calibration",
         }
-        assert {k: v for k, v in result["metrics"].items() if "/" in k and "train" not in k} == pytest.approx(
-            {k: v for k, v in wanted[0]["metrics"].items() if "/" in k and "train" not in k}, rel=1e-4
+        assert {k: v for k, v in result["metrics"].items() if "/" in k} == pytest.approx(
+            {k: v for k, v in wanted[0]["metrics"].items() if "/" in k}, rel=1e-4
         )
 
 
@@ -74,12 +80,29 @@ def test_strategies_train_alike(single: tuple[Path, dict[str, Any]], tmp_path: P
 
 def test_top_archs_side_by_side_train_alike(tmp_path: Path) -> None:
     def run(strategy: str) -> Run:
-        return Run(strategy=strategy, ranks_per_host=2, max_steps=4, save=tmp_path / f"{strategy}.ckpt", num_sets=2)
+        # The last step is the one whose batch is too small to go round, also for the loss that is logged.
+        return Run(strategy=strategy, ranks_per_host=2, max_steps=7, save=tmp_path / f"{strategy}.ckpt", num_sets=2)
 
     [wanted] = train(1, [run("auto")])
     runs = [run("sptt"), run("torchrec")]
     for one, results in zip(runs, train(4, runs), strict=True):
         assert_same_run(results, one.save, wanted, tmp_path / "auto.ckpt")
+
+
+def test_modules_of_ones_own_train_alike_or_are_refused(tmp_path: Path) -> None:
+    """On uneven local batches; see the classes of ``own_module_cases`` for what each is about."""
+    [alone] = run_ranks(own.fit_own, world_size=1, args=("auto", tmp_path, 1))
+    names = [kind.__name__ for kind in own.TRAINED]
+    assert alone == dict.fromkeys(names, 1)
+    for strategy in ("sptt", "torchrec"):
+        for found in run_ranks(own.fit_own, world_size=4, args=(strategy, tmp_path, 4)):
+            assert {name: found.pop(name) for name in names} == alone  # loaders are made once, as in a single process
+            assert "tower stages saw batches of different sizes in one step" in found.pop("OneSample")
+            assert found.pop("Unused").startswith("spare.weight and 1 more: trained, but this step's loss does not")
+            assert found.pop("Clipped").startswith("Clipped: configure_gradient_clipping; a rank has only its own")
+            assert not found
+        for name in names:
+            assert_same_state(tmp_path / f"{strategy}_{name}.ckpt", tmp_path / f"auto_{name}.ckpt")
 
 
 def test_checkpoints_resume_under_any_strategy(single: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -111,7 +134,8 @@ def test_averages_of_weights_are_the_same_under_every_strategy_and_resume(tmp_pa
         options = {"max_steps": 8, "ranks_per_host": 2, "averages": True, "embedding_optimizer": "adagrad"} | options
         return Run(strategy=strategy, save=tmp_path / f"{name}.ckpt", **options)
 
-    alone = [run("auto", "alone"), run("auto", "half", max_steps=4)]
+    # The early ones are from before the first average.
+    alone = [run("auto", "alone"), run("auto", "half", max_steps=4), run("auto", "early", max_steps=1)]
     by_rows = {"sharding": "row_wise"}
     first = [
         run("sptt", "sptt", options=by_rows),
@@ -119,9 +143,15 @@ def test_averages_of_weights_are_the_same_under_every_strategy_and_resume(tmp_pa
         run("sptt", "sptt_half", max_steps=4, options=by_rows),
         run("torchrec", "single_to_torchrec", resume=tmp_path / "half.ckpt"),
         run("sptt", "sptt_to_sptt", resume=tmp_path / "sptt_half.ckpt"),
+        run("sptt", "sptt_early", max_steps=1, options=by_rows),
+        run("sptt", "early_to_sptt", resume=tmp_path / "early.ckpt"),
+        run("sptt", "sptt_early_to_sptt", resume=tmp_path / "sptt_early.ckpt"),
     ]
-    last = [run("auto", "sptt_to_single", resume=tmp_path / "sptt_half.ckpt")]
-    wanted, _ = train(1, alone)
+    last = [
+        run("auto", "sptt_to_single", resume=tmp_path / "sptt_half.ckpt"),
+        run("auto", "sptt_early_to_single", resume=tmp_path / "sptt_early.ckpt"),
+    ]
+    wanted, *_ = train(1, alone)
     for world_size, runs in [(4, first), (1, last)]:
         for done, results in zip(runs, train(world_size, runs), strict=True):
             if done.max_steps == 8:
@@ -166,3 +196,9 @@ def test_models_and_trainers_in_other_combinations(
             assert "only the model has 'model.over." in found[f"{kind} [16, 16]"]
             assert "has shape" in found[f"{kind} [8]"]
         assert "DDPStrategy on 2 ranks" in found["ddp"]
+
+
+def test_no_step_asks_all_ranks_whether_to_end(tmp_path: Path) -> None:
+    # Lightning's own check of that is a broadcast in every step; `dmt.strategies.ending` takes its private parts away.
+    for steps in run_ranks(broadcasts_of_steps, world_size=2, args=(["sptt", "torchrec"], tmp_path, 2)):
+        assert steps == [[0, 0, 0, 0]] * 2

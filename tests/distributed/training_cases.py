@@ -121,13 +121,14 @@ def fit(run: Run, world_size: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     trainer, model, data = make_trainer(run, world_size), make_model(run), make_data()
     trainer.fit(model, datamodule=data, ckpt_path=run.resume)
+    metrics = {"train/loss": float(trainer.callback_metrics["train/loss"])}
     trainer.save_checkpoint(run.save)
     sent = {}
     if isinstance(trainer.strategy, TowerStrategy):
         [stage] = trainer.strategy.stages.values()
         sent = dict(stage.meter.sent_bytes) if hasattr(stage, "meter") else {}
     trainer.validate(model, datamodule=data, verbose=False)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     trainer.test(model, datamodule=data, verbose=False)
     metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     predictions = torch.cat(trainer.predict(model, datamodule=data))
@@ -198,3 +199,41 @@ def load_schema(path: Path) -> FeatureSchema:
     """The columns of the data that a checkpoint was trained on."""
     stored = TowerCheckpointIO().load_checkpoint(path, weights_only=False)["dmt"]["schema"]
     return FeatureSchema.from_dict(stored)
+
+
+class _Broadcasts(L.Callback):
+    """Counts calls of torch's ``broadcast`` up to the start of each of five training steps, and ends the fit."""
+
+    def __init__(self) -> None:
+        self.calls, self.at_starts = 0, list[int]()
+        self._broadcast = torch.distributed.broadcast
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        torch.distributed.broadcast = self._counted
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        torch.distributed.broadcast = self._broadcast
+
+    def _counted(self, *args: Any, **options: Any) -> Any:
+        self.calls += 1
+        return self._broadcast(*args, **options)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.at_starts.append(self.calls)
+        trainer.should_stop = batch_idx == 4
+
+
+def broadcasts_of_steps(strategies: Sequence[str], folder: Path, world_size: int) -> list[list[int]]:
+    """How many broadcasts each training step but the first began with, by strategy."""
+    found = []
+    for name in strategies:
+        counter = _Broadcasts()
+        run = Run(strategy=name, max_steps=8, save=folder / name, limits={"callbacks": [counter]})
+        trainer = make_trainer(run, world_size)
+        trainer.fit(make_model(run), datamodule=make_data())
+        # It ended in the middle of an epoch, with a batch on its way.
+        assert all(not stage._ahead for stage in trainer.strategy.stages.values())
+        found.append([after - before for before, after in zip(counter.at_starts, counter.at_starts[1:], strict=False)])
+    return found

@@ -164,6 +164,11 @@ def test_one_step_moves_everything(seed: int) -> None:
     assert [key for key, value in model.state_dict().items() if torch.equal(value, before[key])] == []
 
 
+def test_an_optimizer_that_goes_back_several_times_a_step_is_refused() -> None:
+    with pytest.raises(UserInputError, match=r"^dense_optimizer=LBFGS: it runs backward many times a step"):
+        make_trainer(max_steps=1).fit(make_model(dense_optimizer=torch.optim.LBFGS), datamodule=make_data())
+
+
 class Rates(L.Callback):
     """Keeps the embedding rows' learning rate of every step."""
 
@@ -254,6 +259,22 @@ def test_a_checkpoint_outlives_its_plan_file(seed: int, tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").unlink()
     loaded = ClickModel.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True, **FACTORIES)
     assert torch.equal(predictions(loaded, data), predictions(model, data))
+
+
+def test_a_checkpoint_directory_is_told_how_it_becomes_a_file(tmp_path: Path) -> None:
+    # tests/strategies/test_checkpoint.py goes this way.
+    with pytest.raises(UserInputError, match=r"a sharded run's directory; make it a file, by io = dmt\.Tower"):
+        ClickModel.load_from_checkpoint(tmp_path, **FACTORIES)
+
+
+def test_weights_alone_cannot_be_resumed_but_tested(trained: Trained, tmp_path: Path) -> None:
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(trained.model, datamodule=trained.data)
+    trainer.save_checkpoint(path := tmp_path / "weights.ckpt", weights_only=True)
+    with pytest.raises(UserInputError, match=r"weights\.ckpt: it holds weights alone, .* without save_w") as refused:
+        make_trainer().fit(make_model(), datamodule=trained.data, ckpt_path=path)
+    assert refused.value.on_every_rank
+    make_trainer().test(make_model(), datamodule=trained.data, ckpt_path=path, verbose=False)
 
 
 def test_a_checkpoint_holds_plain_data_only(trained: Trained) -> None:

@@ -87,7 +87,7 @@ def test_groups_keep_their_settings_and_may_share_parameters_out_anew(seed: int)
     anew = make_optimizer(other := make_model(), NAMES[3:], NAMES[:3])
     anew.load_state_dict(optimizer.state_dict())
     assert [group["lr"] for group in anew.param_groups] == [0.5, 0.25]
-    assert [group["param_names"] for group in anew.param_groups] == [NAMES[3:], NAMES[:3]]
+    assert [group["param_names"] for group in anew.state_dict()["param_groups"]] == [NAMES[3:], NAMES[:3]]
     for name in NAMES:
         assert torch.equal(moments(other, anew, name), moments(model, optimizer, name))
 
@@ -104,6 +104,25 @@ def test_parameters_without_state_stay_without(seed: int) -> None:
     other = make_optimizer(last, NAMES[::-1])
     other.load_state_dict(optimizer.state_dict())
     assert list(other.state) == [last.get_parameter("over.bias")]
+
+
+def test_a_group_may_be_added_later_and_finds_its_state_by_name(seed: int) -> None:
+    """As Lightning's BaseFinetuning adds what it unfreezes."""
+
+    def extended(model: nn.Module, order: list[str], learning_rate: float) -> Optimizer:
+        optimizer = make_optimizer(model, order[:4])
+        match_by_name(optimizer, model)  # once by the model, and once by the Strategy
+        optimizer.add_param_group({"params": [model.get_parameter(n) for n in order[4:]], "lr": learning_rate})
+        return optimizer
+
+    optimizer = extended(model := make_model(), NAMES, 0.2)
+    step(model, optimizer, seed)
+    anew = extended(other := make_model(), NAMES[::-1], 0.3)
+    anew.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in anew.param_groups] == [0.1, 0.2]
+    assert [group["param_names"] for group in anew.state_dict()["param_groups"]] == [NAMES[:1:-1], NAMES[1::-1]]
+    for name in NAMES:
+        assert torch.equal(moments(other, anew, name), moments(model, optimizer, name))
 
 
 def test_an_unknown_name_is_refused(seed: int) -> None:

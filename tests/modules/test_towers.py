@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dmt.errors import UserInputError
 from dmt.modules import DCNTower, DLRMTower, GatedTower, PassThrough
-from dmt.modules.towers import ProjectedTower, TowerFactory, orthogonal_linear
+from dmt.modules.towers import ProjectedTower, TowerFactory, check_tower, orthogonal_linear
 
 # Dot products of up to 7 * 12 = 84 float32 values of order 1 in another order: rounding of about
 # sqrt(84) * 6e-8 = 6e-7; 1e-5 leaves a factor ten.
@@ -202,3 +202,15 @@ def test_wrong_sizes_of_a_dcn_tower_are_named(options: dict, message: str) -> No
 def test_wrong_sizes_of_a_gated_tower_are_named(option: str) -> None:
     with pytest.raises(UserInputError, match=f"^GatedTower {option}=0: give a positive number$"):
         GatedTower(3, 4, **{"out_dim": 4, option: 0})
+
+
+class _Counting(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+
+def test_a_tower_that_keeps_more_than_tensors_is_refused() -> None:
+    check_tower(tower := GatedTower(3, 4, out_dim=4))
+    tower.skip = _Counting(12, 12)
+    with pytest.raises(UserInputError, match=r"^tower GatedTower: _Counting defines get_extra_state.* in buffers$"):
+        check_tower(tower)

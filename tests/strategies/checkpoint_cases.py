@@ -4,18 +4,25 @@ Every rank draws the same tensors and the same cuts from the same seed, so that 
 """
 
 import itertools
+import os
 import random
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dmt.errors import UserInputError
 from dmt.modules.shards import TensorShard
+from dmt.strategies import TowerCheckpointIO
+from dmt.strategies.agreement import succeed_together
 from dmt.strategies.checkpoint import CheckpointDirectory, Entry
 from tests.distributed.harness import init_gloo
+from tests.distributed.training_cases import Run, make_data, make_model, make_trainer
 
 Block = tuple[tuple[int, int], ...]  # first index and the one after the last, by dimension
 
@@ -139,3 +146,121 @@ def overwrite_and_die(path: str) -> None:
 def overwrite(path: str, value: float) -> None:
     init_gloo()
     CheckpointDirectory(Path(path)).save({**REST, "state_dict": {"w": torch.full((3,), value)}})
+
+
+DAMAGES = {
+    "__0_0.distcp": {"cut": "the end of __0_0.distcp is missing", "remove": "it has no __0_0.distcp"},
+    "rest.pt": {"cut": "the end of rest.pt is missing", "remove": "it has no rest.pt"},
+    ".metadata": {"cut": r"\.metadata cannot be read \(pickle data was truncated\)", "remove": r"it has no \.metadata"},
+}
+"""What is told of each file of a checkpoint, by what happened to it."""
+
+
+def damage(file: Path, how: str) -> None:
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        file.unlink()
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def write_trap(path: str, folder: str) -> None:
+    init_gloo()
+    CheckpointDirectory(Path(path)).save({"state_dict": {"stage.extra_state": Trap(Path(folder))}})
+
+
+def fail_on_one_rank() -> tuple[str, str, bool]:
+    init_gloo()
+
+    def read() -> str:
+        if dist.get_rank() == 1:
+            raise UserInputError("the file is bad")
+        return "read"
+
+    done = succeed_together(lambda: "done")
+    with pytest.raises(UserInputError) as refused:
+        succeed_together(read)
+    return done, str(refused.value), refused.value.on_every_rank
+
+
+class OwnCheckpointIO(TowerCheckpointIO):
+    """A user's."""
+
+
+REFUSALS = {
+    "no shard": "shard.ckpt: it has no __1_0.distcp; give the path of a whole checkpoint",
+    "a broken shard": "garbled.ckpt: it cannot be read (it is not as torch writes it); give a whole one",
+    "nothing": "nothing.ckpt: no such checkpoint; give the path of one",
+    "a broken file": "file.ckpt: it cannot be read (",
+    "an object": "it holds posix.mkdir, which",
+    "weights alone": "weights.ckpt: it holds weights alone, which can be tested or predicted from and not resumed",
+    "storage options": "storage_options={'a': 1}: sptt writes checkpoints into folders",
+    "a plugin": "plugin OwnCheckpointIO: under sptt all ranks write a checkpoint together",
+}
+"""What :func:`use_checkpoints` is told."""
+
+
+def use_checkpoints(path: str) -> dict[str, str]:
+    """What becomes of checkpoints that are broken, a stranger's, or hold too little; by their names."""
+    folder = Path(path)
+    run = Run(strategy="sptt", max_steps=1, save=folder / "trained.ckpt")
+    trainer = make_trainer(run, 2)
+    trainer.fit(make_model(run), datamodule=make_data())
+    trainer.save_checkpoint(run.save)
+    trainer.save_checkpoint(folder / "weights.ckpt", weights_only=True)
+    if trainer.is_global_zero:
+        for name in ("shard", "garbled", "object", "trusted", "killed"):
+            shutil.copytree(run.save, folder / f"{name}.ckpt")
+        damage(folder / "shard.ckpt" / "__1_0.distcp", "remove")
+        garbled = folder / "garbled.ckpt" / "__0_0.distcp"
+        garbled.write_bytes(b"no tensor" * garbled.stat().st_size)
+        rest = torch.load(run.save / "rest.pt", weights_only=True)
+        torch.save(rest | {"x": Trap(folder / "sprung")}, folder / "object.ckpt" / "rest.pt")
+        torch.save(rest | {"x": Run(strategy="auto", max_steps=1, save=folder)}, folder / "trusted.ckpt" / "rest.pt")
+        (folder / "killed.ckpt").rename(folder / "killed.ckpt.previous")
+        torch.save({"state_dict": {"w": torch.ones(1000)}}, folder / "file.ckpt")
+        damage(folder / "file.ckpt", "cut")
+    trainer.strategy.barrier()
+
+    def test(name: str, **options: Any) -> str:
+        fresh = make_trainer(run, 2)
+        return told(lambda: fresh.test(make_model(run), make_data(), ckpt_path=folder / name, verbose=False, **options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+        trusted = test("trusted.ckpt")
+    plugin = Run(strategy="sptt", max_steps=1, save=run.save, options={"checkpoint_io": OwnCheckpointIO()})
+    return {
+        "no shard": test("shard.ckpt"),
+        "a broken shard": test("garbled.ckpt"),
+        "nothing": test("nothing.ckpt"),
+        "a broken file": test("file.ckpt"),
+        "an object": test("object.ckpt", weights_only=True),
+        "an object that is trusted": trusted,
+        "weights alone": told(
+            lambda: make_trainer(run, 2).fit(make_model(run), make_data(), ckpt_path=folder / "weights.ckpt")
+        ),
+        "weights alone are tested": test("weights.ckpt"),
+        "killed while replaced": test("killed.ckpt"),
+        "storage options": told(lambda: trainer.save_checkpoint(folder / "b.ckpt", storage_options={"a": 1})),
+        "a plugin": told(lambda: make_trainer(plugin, 2).fit(make_model(run), make_data())),
+    }
+
+
+def told(action: Callable[[], Any]) -> str:
+    """What an action is refused with, alike on all ranks."""
+    try:
+        action()
+    except UserInputError as error:
+        assert error.on_every_rank, error
+        return str(error)
+    return "accepted"

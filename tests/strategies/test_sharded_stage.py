@@ -106,27 +106,28 @@ def test_a_failed_step_is_not_waited_for() -> None:
 
 
 class Projection(TowerModule):
-    """A tower with a buffer that each rank draws for itself."""
+    """A tower with buffers that each rank draws for itself, one of which no checkpoint holds."""
 
     def __init__(self, num_features: int, embedding_dim: int) -> None:
         super().__init__()
         self.out_features, self.out_dim = num_features, embedding_dim
         self.register_buffer("matrix", torch.randn(embedding_dim, embedding_dim))
+        self.register_buffer("shift", torch.randn(embedding_dim), persistent=False)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return embeddings @ self.matrix
+        return embeddings @ self.matrix + self.shift
 
 
-def buffer_of_a_tower() -> list[float]:
+def buffers_of_a_tower() -> list[list[float]]:
     init_gloo()
     torch.manual_seed(dist.get_rank())
     stage = shard("sptt", make_stage(3, tower=Projection), Topology(world_size=2, ranks_per_host=2))
-    return stage.towers.state_dict()["0.matrix"].flatten().tolist()
+    return [buffer.flatten().tolist() for buffer in stage.towers["0"].buffers()]
 
 
 def test_all_seats_start_from_the_same_buffers() -> None:
-    first, second = run_ranks(buffer_of_a_tower, world_size=2)
-    assert first == second
+    first, second = run_ranks(buffers_of_a_tower, world_size=2)
+    assert len(first) == 2 and first == second
 
 
 class Hooked(ClickModel):
@@ -143,11 +144,19 @@ def test_no_batch_goes_ahead_where_a_hook_could_change_it() -> None:
         assert (strategy.process_dataloader(loader) is not loader) == wrapped
 
 
-def test_stochastic_weight_averaging_is_refused() -> None:
-    """It would copy a sharded model, or average nothing, without a word."""
-    averaging = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.1)
-    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, callbacks=[averaging])
-    strategy = SpttStrategy(ranks_per_host=1, parallel_devices=[torch.device("cpu")])
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        # It would copy a sharded model, or average nothing, without a word.
+        (pl.callbacks.StochasticWeightAveraging(swa_lrs=0.1), r"^callback StochasticWeightAveraging: .*lr_scheduler"),
+        # A rank that has failed would wait for the others' parts until the timeout.
+        (pl.callbacks.OnExceptionCheckpoint("x"), "^callback OnExceptionCheckpoint: .*every_n_train_steps"),
+        (pl.callbacks.ModelCheckpoint(save_on_exception=True), "^callback ModelCheckpoint: .*every_n_train_steps"),
+    ],
+)
+def test_callbacks_that_need_a_whole_model_are_refused(callback: pl.Callback, message: str) -> None:
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, callbacks=[callback])
+    strategy = SpttStrategy(ranks_per_host=1, parallel_devices=[torch.device("cpu")] * 2)
     strategy.cluster_environment = LightningEnvironment()
-    with pytest.raises(UserInputError, match=r"^callback StochasticWeightAveraging: .*lr_scheduler"):
+    with pytest.raises(UserInputError, match=message):
         strategy.refuse_unsupported(trainer)

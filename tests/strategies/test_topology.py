@@ -8,15 +8,11 @@ from dmt.strategies.topology import Topology
 LAYOUTS = [(world, per_host) for world in range(1, 17) for per_host in range(1, world + 1) if world % per_host == 0]
 
 
-def test_peer_order_of_two_hosts_with_two_ranks_is_the_papers() -> None:
-    assert Topology(world_size=4, ranks_per_host=2).peer_order == [0, 2, 1, 3]
-
-
 @pytest.mark.parametrize(("world_size", "ranks_per_host"), LAYOUTS)
 def test_ranks_follow_the_papers_definitions(world_size: int, ranks_per_host: int) -> None:
     topology = Topology(world_size=world_size, ranks_per_host=ranks_per_host)
     ranks = range(world_size)
-    # Section 3.1: peers have the same local rank, g_i mod L == g_j mod L; peer order sorts by (r mod L, r // L).
+    # Section 3.1: peers have the same local rank, g_i mod L == g_j mod L.
     for rank in ranks:
         peers = [other for other in ranks if other % ranks_per_host == rank % ranks_per_host]
         assert topology.peers(seat=topology.seat(rank)) == peers
@@ -25,7 +21,6 @@ def test_ranks_follow_the_papers_definitions(world_size: int, ranks_per_host: in
         assert topology.members(group=topology.group(rank)) == neighbours
         assert neighbours[topology.seat(rank)] == rank
         assert all(topology.host(other) == topology.host(rank) for other in neighbours)
-    assert topology.peer_order == sorted(ranks, key=lambda r: (r % ranks_per_host, r // ranks_per_host))
     assert (topology.num_seats, topology.num_groups) == (ranks_per_host, world_size // ranks_per_host)
 
 
@@ -50,8 +45,6 @@ def test_a_group_may_span_hosts(hosts: int, ranks_per_host: int, hosts_per_group
         assert {topology.link(rank, peer) for peer in peers if peer != rank} <= {"cross_host"}
         near = [member for member in members if topology.link(rank, member) == "intra_host"]
         assert near == [member for member in members if topology.host(member) == topology.host(rank)]
-    assert sorted(topology.peer_order) == list(range(world_size))
-    assert topology.peer_order == sorted(range(world_size), key=lambda r: (r % num_seats, r // num_seats))
 
 
 @pytest.mark.parametrize("hosts_per_group", [3, 0, -1, 8])

@@ -98,7 +98,9 @@ class WeightAverage(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Make the averages the checkpoint's model, with the weights of training beside them."""
+        """Make the averages, if there are any yet, the checkpoint's model, with the weights of training beside them."""
+        if not self._others:
+            return
         state = checkpoint["state_dict"]
         mine = {name: state[name] for name in self._others}
         others = {name: _with_tensors(state[name], tensors) for name, tensors in self._others.items()}
@@ -112,9 +114,10 @@ class WeightAverage(Callback):
         """Take the averages from the model, which has just been loaded, and give it the weights of training."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        self._others = {name: [block.clone() for block in blocks] for name, blocks in _weights(trainer).items()}
-        if not load_group(checkpoint, CURRENT_WEIGHTS, _entries(trainer)):
-            self._others = {}  # saved by a run without averages: they begin now
+        self._clear()
+        averages = {name: [block.clone() for block in blocks] for name, blocks in _weights(trainer).items()}
+        if load_group(checkpoint, CURRENT_WEIGHTS, _entries(trainer)):  # otherwise they begin now
+            self._others = averages
 
     def _swap(self, trainer: pl.Trainer) -> None:
         """Exchange the model's weights with the other ones."""

@@ -12,6 +12,7 @@ from dmt.datamodules.pieces import column_names
 from dmt.datamodules.prepare import encode_files, encoder_of, label_of
 from dmt.datamodules.sources import FILE_TYPES
 from dmt.errors import UserInputError
+from dmt.whole_files import find_whole
 
 
 class TabularRows(ClickDataModule):
@@ -58,8 +59,9 @@ class TabularRows(ClickDataModule):
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
+    found = find_whole(checkpoint)
     # A sharded checkpoint has all but its tensors in this file.
-    file = checkpoint / "rest.pt" if checkpoint.is_dir() else checkpoint
+    file = found / "rest.pt" if found.is_dir() else found
     if not file.is_file():
         raise UserInputError(f"checkpoint={checkpoint}: no such checkpoint; give the path of one")
     try:

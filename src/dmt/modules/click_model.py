@@ -5,10 +5,11 @@ It never knows how the model is sharded; a Strategy replaces the tower stage aft
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,11 +18,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchrec.datasets.utils import Batch
 
-from dmt.errors import UserInputError
+from dmt.errors import UserInputError, check_positive
 from dmt.modules.dlrm import DLRM
 from dmt.modules.embeddings import EmbeddingOptimizer
-from dmt.modules.limits import check_compiler, check_trainer
-from dmt.modules.loading import check_tensors
+from dmt.modules.limits import check_compiler, check_optimizer, check_trainer
+from dmt.modules.loading import check_resumable, check_tensors
 from dmt.modules.metrics import click_metrics
 from dmt.modules.optimizers import match_by_name
 from dmt.modules.stage import Pooling, Stage, TowerStage
@@ -137,6 +138,7 @@ class ClickModel(L.LightningModule):
                     f"{', '.join(BASELINE_PLANS)}"
                 )
             return TowerPlan.load(self.plan)
+        check_positive("model", num_towers=self.num_towers)
         if self.num_towers == 1:
             return TowerPlan(towers=[names], method="flat")
         if self.plan == "random":
@@ -189,14 +191,17 @@ class ClickModel(L.LightningModule):
         logits = self(batch).float()
         # A sum over max(B, 1), since the mean of an empty batch is NaN and would poison the all-reduce.
         total = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
-        loss = total / max(batch.labels.numel(), 1)
-        self._log_loss(loss.detach(), batch_size=batch.labels.numel())
-        return loss
+        self._log_loss(total.detach(), batch_size=batch.labels.numel())
+        return total / max(batch.labels.numel(), 1)
 
     @torch.compiler.disable  # where the whole module is compiled: Lightning's log asks what Dynamo cannot follow
-    def _log_loss(self, loss: Tensor, *, batch_size: int) -> None:
-        # The mean over ranks, so that every rank's callbacks see the same value.
-        self.log("train/loss", loss, prog_bar=True, batch_size=batch_size, sync_dist=True)
+    def _log_loss(self, total: Tensor, *, batch_size: int) -> None:
+        # The mean over all ranks' samples, so that every rank's callbacks see what a single process would. Lightning's
+        # own sync_dist is as many collectives, but takes the mean of means, whatever number of samples a rank has.
+        sums = torch.stack([total, total.new_full((), batch_size)])
+        if self._trainer is not None:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self.log("train/loss", sums[0] / sums[1].clamp(min=1), prog_bar=True, batch_size=batch_size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.val_metrics.update(self.predict_step(batch, batch_idx), batch.labels.int())
@@ -253,6 +258,7 @@ class ClickModel(L.LightningModule):
     def configure_optimizers(self) -> Optimizer | OptimizerLRSchedulerConfig:
         """The optimiser of the dense layers; embedding tables update themselves inside backward."""
         optimizer = self.dense_optimizer([p for p in self.parameters() if p.requires_grad])
+        check_optimizer(optimizer)
         match_by_name(optimizer, self)
         if self.lr_scheduler is None:
             return optimizer
@@ -260,6 +266,29 @@ class ClickModel(L.LightningModule):
         # resumed run loads both into the optimiser.
         self._base_rate = float(optimizer.param_groups[0]["lr"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """As Lightning's: rebuild the model from a checkpoint file.
+
+        Raises:
+            UserInputError: it is a directory, as sharded runs write it.
+        """
+        if isinstance(checkpoint_path, str | Path) and Path(checkpoint_path).is_dir():
+            raise UserInputError(
+                f"checkpoint {checkpoint_path}: a sharded run's directory; make it a file, by io = "
+                f"dmt.TowerCheckpointIO() and io.save_checkpoint(io.load_checkpoint({str(checkpoint_path)!r}), FILE), "
+                "and load that"
+            )
+        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the model was built from, so that a checkpoint can rebuild it without the data."""
@@ -276,10 +305,13 @@ class ClickModel(L.LightningModule):
         """Build the model where there is none yet; otherwise check that the checkpoint fits it.
 
         Raises:
-            UserInputError: the checkpoint's columns, table sizes or towers differ from this model's.
+            UserInputError: the checkpoint's columns, table sizes or towers differ from this model's, or it holds
+                weights alone and training was to go on from it.
         """
         if "dmt" not in checkpoint:
             raise UserInputError("checkpoint: it holds no ClickModel; give one that `dmt fit` has written")
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            check_resumable(checkpoint, self.trainer.ckpt_path)
         stored = checkpoint["dmt"]
         if self.model is None:
             self.plan = TowerPlan(towers=stored["towers"])

@@ -5,6 +5,7 @@ import shutil
 
 import lightning.pytorch as pl
 import torch
+from torch.optim import LBFGS, Optimizer
 
 from dmt.errors import UserInputError
 
@@ -36,6 +37,20 @@ def check_trainer(trainer: pl.Trainer) -> None:
         raise UserInputError(
             f"precision={trainer.precision}: embedding tables are float32 and updated in backward; choose one of "
             f"{', '.join(_PRECISIONS)}",
+            on_every_rank=True,
+        )
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse a dense optimiser that goes forward and backward several times a step: rows would move in each.
+
+    Raises:
+        UserInputError: it is one.
+    """
+    if isinstance(optimizer, LBFGS):
+        raise UserInputError(
+            f"dense_optimizer={type(optimizer).__name__}: it runs backward many times a step, and embedding rows are "
+            "updated in each; choose another, such as torch.optim.Adam",
             on_every_rank=True,
         )
 

@@ -1,6 +1,7 @@
 """Whether what a checkpoint holds is a model's."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from dmt.errors import UserInputError
 
@@ -32,3 +33,18 @@ def check_tensors(wanted: Shapes, found: Shapes, *, strict: bool, on_every_rank:
         f"checkpoint: {problem}; it belongs to another model, give the configuration it was made with",
         on_every_rank=on_every_rank,
     )
+
+
+def check_resumable(checkpoint: Mapping[str, Any], path: object) -> None:
+    """Raise :class:`UserInputError`, as every rank does, where training cannot go on from a checkpoint.
+
+    Args:
+        checkpoint: as loaded.
+        path: where from.
+    """
+    if not {"optimizer_states", "lr_schedulers"} <= checkpoint.keys():
+        raise UserInputError(
+            f"checkpoint {path}: it holds weights alone, which can be tested or predicted from and not resumed; resume "
+            "from one that was written without save_weights_only",
+            on_every_rank=True,
+        )

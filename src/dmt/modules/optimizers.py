@@ -1,5 +1,6 @@
 """Optimiser state that is matched by parameter name, so that it fits another layout of the same model."""
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -18,13 +19,23 @@ def match_by_name(optimizer: Optimizer, module: nn.Module) -> None:
         optimizer: an optimiser of some of the module's parameters.
         module: where the names come from.
     """
+    # Not in the optimiser's own groups: torch would then take no group without names any more.
+    optimizer.register_state_dict_post_hook(partial(_add_names, module))
+    optimizer.register_load_state_dict_pre_hook(partial(_select_by_name, module))
+
+
+def _names(optimizer: Optimizer, module: nn.Module) -> list[list[str]]:
+    """The names of each group's parameters."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    for group in optimizer.param_groups:
-        group["param_names"] = [names[id(parameter)] for parameter in group["params"]]
-    optimizer.register_load_state_dict_pre_hook(_select_by_name)
+    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
-def _select_by_name(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+def _add_names(module: nn.Module, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    for group, names in zip(state_dict["param_groups"], _names(optimizer, module), strict=True):
+        group["param_names"] = names
+
+
+def _select_by_name(module: nn.Module, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
     saved_groups = state_dict["param_groups"]
     if not all("param_names" in group for group in saved_groups):
         return None  # not written by this project: positions are all there is
@@ -36,12 +47,11 @@ def _select_by_name(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[st
     positions = {n: i for g in saved_groups for n, i in zip(g["param_names"], g["params"], strict=True)}
     state: dict[int, Any] = {}
     groups: list[dict[str, Any]] = []
-    for own, saved in zip(optimizer.param_groups, saved_groups, strict=True):
+    for own, saved in zip(_names(optimizer, module), saved_groups, strict=True):
         first = sum(len(group["params"]) for group in groups)
-        groups.append(
-            saved | {"params": list(range(first, first + len(own["params"]))), "param_names": own["param_names"]}
-        )
-        for index, name in enumerate(own["param_names"], start=first):
+        settings = {key: value for key, value in saved.items() if key != "param_names"}
+        groups.append(settings | {"params": list(range(first, first + len(own)))})
+        for index, name in enumerate(own, start=first):
             if name not in positions:
                 raise UserInputError(f"checkpoint: its optimizer has no state of {name!r}; it belongs to another model")
             if positions[name] in state_dict["state"]:

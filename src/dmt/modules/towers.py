@@ -20,7 +20,7 @@ class TowerModule(nn.Module, ABC):
 
     A subclass takes ``num_features`` (F_t) and ``embedding_dim`` (N) as its first two arguments, sets
     ``out_features`` (O_t) and ``out_dim`` (D), and implements ``forward``, which returns one tensor. It treats samples
-    independently: under SPTT it sees the samples of several ranks in one call.
+    independently: under SPTT it sees the samples of several ranks in one call. Its state is parameters and buffers.
 
     It runs on the CPU too, forward and backward: a few samples go through it before training, to check it and to count
     what it costs.
@@ -52,7 +52,7 @@ def check_tower(module: object) -> TowerModule:
     """The module that a factory made, if it is a tower module that says what it puts out.
 
     Raises:
-        UserInputError: it is none, or does not.
+        UserInputError: it is none, or does not, or keeps state that is no tensor.
     """
     if not isinstance(module, TowerModule):
         raise UserInputError("tower: the factory must make TowerModule instances; subclass dmt.modules.TowerModule")
@@ -63,6 +63,12 @@ def check_tower(module: object) -> TowerModule:
             raise UserInputError(
                 f"tower {type(module).__name__}: {found}; set self.{name}, its {meaning}, to a positive number in "
                 "__init__"
+            )
+    for part in module.modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            raise UserInputError(
+                f"tower {type(module).__name__}: {type(part).__name__} defines get_extra_state, but towers are shared "
+                "between ranks and saved tensor by tensor; keep that state in buffers"
             )
     return module
 

@@ -1,8 +1,13 @@
-"""Ranks must have been given the same configuration, or their collectives would mix different things."""
+"""Ranks must have been given the same configuration and files, or their collectives would mix different things."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch.distributed as dist
 
 from dmt.errors import UserInputError
+
+Result = TypeVar("Result")
 
 
 def require_agreement(mine: dict[str, str]) -> None:
@@ -25,6 +30,27 @@ def require_agreement(mine: dict[str, str]) -> None:
                 f"of {_brief(everyone[0][key])}; start every rank with the same options and files",
                 on_every_rank=True,
             )
+
+
+def succeed_together(action: Callable[[], Result]) -> Result:
+    """Do what needs no other rank; collective, so that what fails on one rank ends all of them with its error.
+
+    Raises:
+        UserInputError: on every rank, that of the first rank that had one.
+    """
+    done: list[Result] = []
+    told: str | None = None
+    try:
+        done = [action()]
+    except UserInputError as error:
+        told = str(error)
+    everyone: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, told)
+    for rank, problem in enumerate(everyone):
+        if problem is not None:
+            where = f"rank {rank}: " if None in everyone else ""
+            raise UserInputError(where + problem, on_every_rank=True)
+    return done[0]
 
 
 def _brief(text: str | None) -> str:

@@ -23,7 +23,10 @@ from typing_extensions import override
 
 from dmt.errors import UserInputError
 from dmt.modules.shards import TensorShard, as_shards, copy_into_shards
+from dmt.strategies.agreement import succeed_together
+from dmt.strategies.checkpoint_files import REST, MetadataReader, incompleteness, load_file, unreadable
 from dmt.strategies.checkpoint_planners import ShardLoadPlanner, ShardSavePlanner
+from dmt.whole_files import aside, find_whole
 
 Entry = Tensor | Sequence[TensorShard]
 """What a rank holds of a tensor: all of it, or blocks."""
@@ -31,7 +34,6 @@ Entry = Tensor | Sequence[TensorShard]
 CURRENT_WEIGHTS = "current_model_state"
 """Key of a checkpoint with the weights of training, where the model's are averages; named as Lightning names it."""
 
-_REST = "rest.pt"
 _MODEL = "state_dict"
 _OPTIMIZERS = "optimizer_states"
 
@@ -43,10 +45,13 @@ class CheckpointDirectory:
 
     Args:
         path: the directory. On several machines it must lie on storage that all of them share.
+        weights_only: for reading, as Lightning's: False lets it hold any Python object beside tensors, and such an
+            object may do anything when it is loaded. Default: torch's, which is True.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, weights_only: bool | None = None) -> None:
         self.path = path
+        self.weights_only = weights_only
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Write Lightning's checkpoint dictionary; collective over all ranks.
@@ -61,8 +66,9 @@ class CheckpointDirectory:
             for group in (_MODEL, CURRENT_WEIGHTS)
             for name, entry in rest.pop(group, {}).items()
         }
-        rest["optimizer_states"] = _all_groups(rest.get("optimizer_states", []))
-        for index, optimizer_state in enumerate(checkpoint.get("optimizer_states", [])):
+        if _OPTIMIZERS in rest:  # it has none with weights alone, which cannot be resumed
+            rest[_OPTIMIZERS] = _all_groups(rest[_OPTIMIZERS])
+        for index, optimizer_state in enumerate(checkpoint.get(_OPTIMIZERS, [])):
             entries |= {f"{_OPTIMIZERS}.{index}.{key}": t for key, t in _named_state(optimizer_state).items()}
 
         partial = self.path.with_name(f"{self.path.name}.partial")
@@ -74,15 +80,15 @@ class CheckpointDirectory:
         plain, shards = _divide(entries)
         dcp.save(plain, checkpoint_id=partial, planner=ShardSavePlanner(shards))
         if first:
-            torch.save(rest, partial / _REST)
+            torch.save(rest, partial / REST)
             self._replace_by(partial)
         dist.barrier()
 
     def _replace_by(self, partial: Path) -> None:
-        previous = _previous(self.path)
+        previous = aside(self.path)
         if self.path.exists():  # a directory, or a single-process checkpoint file of the same name
             _remove(previous)  # left by a run that was killed at the end of this function
-            self.path.rename(previous)  # a run that is killed now leaves what find_checkpoint() knows
+            self.path.rename(previous)  # a run that is killed now leaves what find_whole() knows
         partial.rename(self.path)
         _remove(previous)
 
@@ -90,20 +96,17 @@ class CheckpointDirectory:
         """Everything but the model's tensors. Optimiser states are whole, with names: pick by name.
 
         Raises:
-            UserInputError: the directory is not a complete checkpoint.
+            UserInputError: the directory is not a whole checkpoint, or holds objects and must not.
         """
-        for needed in (_REST, ".metadata"):
-            if not (self.path / needed).is_file():
-                raise UserInputError(
-                    f"checkpoint {self.path}: the directory has no {needed}; give the path of a complete checkpoint"
-                )
-        # Like Lightning's own checkpoint files it may hold any Python object: load only what you trust.
-        rest: dict[str, Any] = torch.load(self.path / _REST, weights_only=False)
-        stored = self._read(_OPTIMIZERS)
-        rest["optimizer_states"] = [
-            _positional_state(groups, stored, prefix=f"{_OPTIMIZERS}.{index}.")
-            for index, groups in enumerate(rest["optimizer_states"])
-        ]
+        if problem := incompleteness(self.path):
+            raise UserInputError(f"checkpoint {self.path}: {problem}; give the path of a whole checkpoint")
+        rest = load_file(self.path / REST, map_location="cpu", weights_only=self.weights_only)
+        if _OPTIMIZERS in rest:
+            stored = self._read(_OPTIMIZERS)
+            rest[_OPTIMIZERS] = [
+                _positional_state(groups, stored, prefix=f"{_OPTIMIZERS}.{index}.")
+                for index, groups in enumerate(rest[_OPTIMIZERS])
+            ]
         return rest
 
     def tensor_shapes(self, group: str = _MODEL) -> dict[str, tuple[int, ...]]:
@@ -120,18 +123,26 @@ class CheckpointDirectory:
         Args:
             entries: by name; :meth:`tensor_shapes` must have it with the shape of the whole.
             group: which values: the model's, or :data:`CURRENT_WEIGHTS`.
+
+        Raises:
+            UserInputError: a file of the directory cannot be read.
         """
         self._fill({f"{group}.{name}": entry for name, entry in entries.items()})
 
     def load_all(self) -> dict[str, Any]:
-        """The whole checkpoint as Lightning's dictionary, in the memory of this one process."""
+        """The whole checkpoint as Lightning's dictionary, in the memory of this one process.
+
+        Raises:
+            UserInputError: as :meth:`load_rest`.
+        """
+        rest = self.load_rest()
         groups = {group: self._read(group) for group in (_MODEL, CURRENT_WEIGHTS)}
         tensors = {
             group: {name.removeprefix(f"{group}."): tensor for name, tensor in entries.items()}
             for group, entries in groups.items()
             if entries or group == _MODEL
         }
-        return self.load_rest() | tensors
+        return rest | tensors
 
     def _read(self, group: str) -> dict[str, Any]:
         """All entries of a group, whole."""
@@ -147,7 +158,7 @@ class CheckpointDirectory:
 
     def _stored(self, group: str) -> dict[str, Any]:
         """What the directory says of the entries of a group."""
-        metadata = dcp.FileSystemReader(self.path).read_metadata().state_dict_metadata
+        metadata = MetadataReader(self.path).read_metadata().state_dict_metadata
         return {name: entry for name, entry in metadata.items() if name.startswith(f"{group}.")}
 
     def _fill(self, entries: dict[str, Any]) -> None:
@@ -155,27 +166,46 @@ class CheckpointDirectory:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
             plain, shards = _divide(entries)
-            dcp.load(plain, checkpoint_id=self.path, planner=ShardLoadPlanner(shards), no_dist=True)
+            planner = ShardLoadPlanner(shards, weights_only=self.weights_only)
+            try:
+                dcp.load(plain, storage_reader=MetadataReader(self.path), planner=planner, no_dist=True)
+            except dcp.CheckpointException as error:
+                [(cause, _), *_] = error.failures.values()
+                if isinstance(cause, KeyError | ValueError):
+                    raise  # the planner's: a program has asked for what is not there
+                raise unreadable(self.path, cause) from None
             entries |= plain  # what is no tensor is not filled in place
 
 
 def load_group(checkpoint: Mapping[str, Any], group: str, entries: Mapping[str, Entry]) -> bool:
-    """Fill what a rank holds of the model from another group of a loaded checkpoint of either kind.
+    """Fill what a rank holds of the model from a group of a loaded checkpoint of either kind.
+
+    Collective where that is a directory.
 
     Returns:
         whether the checkpoint has the group.
+
+    Raises:
+        UserInputError: on every rank, a file cannot be read on one.
     """
     directory = checkpoint.get("directory")
     if directory is None:
         copy_into_shards({name: as_shards(entry) for name, entry in entries.items()}, checkpoint.get(group, {}))
-        return group in checkpoint
+        return bool(checkpoint.get(group))
     stored = directory.tensor_shapes(group)
-    directory.load_tensors({name: entry for name, entry in entries.items() if name in stored}, group)
+    wanted = {name: entry for name, entry in entries.items() if name in stored}
+    succeed_together(lambda: directory.load_tensors(wanted, group))
     return bool(stored)
 
 
 class TowerCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, and for loading also the directories that sharded runs write."""
+    """Lightning's checkpoint files, and for loading also the directories that sharded runs write.
+
+    It makes a file of a directory as well, such as ``ClickModel.load_from_checkpoint`` needs::
+
+        io = TowerCheckpointIO()
+        io.save_checkpoint(io.load_checkpoint("runs/mine/version_0/checkpoints/last.ckpt"), "model.ckpt")
+    """
 
     @override
     def load_checkpoint(
@@ -184,25 +214,17 @@ class TowerCheckpointIO(TorchCheckpointIO):
         map_location: Any = lambda storage, loc: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        found = find_checkpoint(Path(path))
+        """As Lightning's.
+
+        Raises:
+            UserInputError: there is no whole checkpoint, or it holds objects and must not.
+        """
+        found = find_whole(Path(path))
         if found.is_dir():
-            return CheckpointDirectory(found).load_all()
-        checkpoint: dict[str, Any] = super().load_checkpoint(found, map_location, weights_only)
-        return checkpoint
-
-
-def find_checkpoint(path: Path) -> Path:
-    """Where to read the checkpoint of this name: a directory, a file, or nothing at all.
-
-    A run that is killed just when it replaces a checkpoint leaves the old one under another name: then it is that one.
-    """
-    previous = _previous(path)
-    return previous if previous.exists() and not path.exists() else path
-
-
-def _previous(path: Path) -> Path:
-    """Where a checkpoint goes while another takes its name."""
-    return path.with_name(f"{path.name}.previous")
+            return CheckpointDirectory(found, weights_only=weights_only).load_all()
+        if not found.exists():
+            raise UserInputError(f"checkpoint {path}: no such checkpoint; give the path of one")
+        return load_file(found, map_location=map_location, weights_only=weights_only)
 
 
 def _remove(path: Path) -> None:

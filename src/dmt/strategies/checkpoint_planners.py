@@ -5,6 +5,7 @@ know blocks only as ShardedTensor or DTensor, which need a process group or a de
 planner of ours says the same of any list of :class:`~dmt.modules.shards.TensorShard`.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from typing_extensions import override
 
@@ -59,11 +60,13 @@ class ShardLoadPlanner(DefaultLoadPlanner):
 
     Args:
         shards: this rank's blocks, by the name of the whole tensor.
+        weights_only: of what is no tensor, as torch.load's.
     """
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(self, shards: Shards, *, weights_only: bool | None) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._shards = shards
+        self._weights_only = weights_only
 
     @override
     def create_local_plan(self) -> LoadPlan:
@@ -78,6 +81,11 @@ class ShardLoadPlanner(DefaultLoadPlanner):
                     raise ValueError(f"{name!r} has shape {shard.shape}, in the checkpoint {tuple(stored.size)}")
             plan.items += create_read_items_for_chunk_list(name, stored, [_chunk(shard) for shard in shards])
         return plan
+
+    @override
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        # torch's own planner loads any object, whoever has written it.
+        self.state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=self._weights_only)
 
     @override
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:

@@ -195,7 +195,9 @@ class IdDistribution:
         num_features = len(self.features)
         bag_counts = [size for size in peer_sizes for _ in range(num_features)]
         if self.hops.peer_ids.is_local:
-            lengths = None if bags.lengths is None or not self._own_multi_rows else bags.lengths.reshape(-1)
+            lengths = None
+            if bags.lengths is not None and self._own_multi_rows:
+                lengths = bags.lengths.reshape(-1).to(torch.int32)  # as narrow inside the group as between groups
             return Segments(narrowed(bags.ids, self.id_dtype), lengths, bags.weights, bag_counts)
         lengths = None
         sent_counts = [bags.batch_size] * len(self._sent)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
-from torch.autograd import Variable
 
+from dmt.strategies.dense import after_gradients
 from dmt.strategies.topology import Topology
 
 
@@ -56,9 +56,7 @@ class WireMeter:
 class DenseReduction:
     """Counts what DistributedDataParallel sends in a training step, as a ring in rank order, and times its wait.
 
-    DistributedDataParallel waits in a callback at the end of backward. Such callbacks run in the order they were
-    queued in, and the one here is queued before the first gradient is computed. The queue has no public name, though
-    DistributedDataParallel and FSDP are built on it; ``tests/strategies/test_meter.py`` guards it.
+    It waits once all gradients are computed; see :func:`~dmt.strategies.dense.after_gradients`.
 
     Args:
         meter: where to count, under ``dense_gradients``.
@@ -71,8 +69,7 @@ class DenseReduction:
 
     def before_backward(self, loss: Tensor) -> None:
         """Note the time at which nothing is left of the coming backward pass but this wait."""
-        if loss.requires_grad:
-            loss.register_hook(lambda _: Variable._execution_engine.queue_callback(self._note_time))
+        after_gradients(loss, self._note_time)
 
     def _note_time(self) -> None:
         self._computed_at = time.perf_counter()

@@ -173,8 +173,8 @@ class SpttStage(ShardedStage):
         self.towers.to(self.device)
         if self.groups.host_group is not None:
             first = self.topology.members(group=self.group)[0]
-            for tensor in self.towers.state_dict().values():
-                dist.broadcast(tensor, src=first, group=self.groups.host_group)
+            for tensor in [*self.towers.parameters(), *self.towers.buffers()]:
+                dist.broadcast(tensor.detach(), src=first, group=self.groups.host_group)
 
     # (a) and (c): ids to the ranks that look them up, sources in peer order.
 
@@ -284,6 +284,10 @@ class SpttStage(ShardedStage):
 
     def reduce_gradients(self) -> None:
         """Put the sums over the host group in the place of the tower modules' gradients."""
+        if self._tower_reduction is None:
+            # No gradient has come to the embeddings: towers that detach their input, or embeddings that need none. So
+            # it is on all ranks of the group, which run the same towers, and no exchange of theirs is under way now.
+            self._start_reduction()
         if self._tower_reduction is None:
             return
         flat = self._tower_reduction.wait()

@@ -1,5 +1,6 @@
 """What a Strategy needs to know of a sharded tower stage, however it is sharded."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ class ShardedStage(Stage):
         super().__init__()
         self._ahead: list[_Underway] = []
         self._can_prefetch = True
-        self._trained_batch_sizes: list[int] = []
+        self._trained_shares: set[tuple[int, ...]] = set()
+        self._seen_shares: set[tuple[int, ...]] = set()
 
     @abstractmethod
     def distribute(self, features: KeyedJaggedTensor) -> Distribution:
@@ -140,9 +142,9 @@ class ShardedStage(Stage):
         for underway in self._ahead:
             underway.advance()
 
-    def forget_prefetched(self, loader: object) -> None:
-        """Drop a loader's batches that no forward pass will have; every rank calls it at the same point."""
-        self._drop([underway for underway in self._ahead if underway.loader is loader])
+    def forget_prefetched(self, loader: object | None = None) -> None:
+        """Drop a loader's batches, or all, that no forward pass will have; every rank calls it at the same point."""
+        self._drop([underway for underway in self._ahead if loader is None or underway.loader is loader])
 
     def _drop(self, unwanted: list[_Underway]) -> None:
         for underway in unwanted:
@@ -153,8 +155,7 @@ class ShardedStage(Stage):
     def start(self, features: KeyedJaggedTensor) -> Pending:
         distributed = self._take(features).finish()
         assert distributed is not None, "a step that fails raises"
-        if torch.is_grad_enabled():
-            self._trained_batch_sizes = distributed.batch_sizes
+        self._note_shares(distributed.batch_sizes)
         self.advance()
         pending = self.compute(distributed)
         self.advance()
@@ -168,9 +169,24 @@ class ShardedStage(Stage):
                 return underway
         return _Underway(features, self.distribute(features))
 
-    def batch_sizes(self) -> list[int]:
-        """B of every rank in the last forward pass that recorded gradients, by rank."""
-        return self._trained_batch_sizes
+    def begin_step(self) -> None:
+        """Forget the ranks' shares of earlier batches: a training step begins."""
+        self._trained_shares.clear()
+        self._seen_shares.clear()
+
+    def _note_shares(self, batch_sizes: list[int]) -> None:
+        unit = math.gcd(*batch_sizes)
+        if unit:  # no loss has a part in a batch without samples
+            shares = self._trained_shares if torch.is_grad_enabled() else self._seen_shares
+            shares.add(tuple(size // unit for size in batch_sizes))
+
+    def rank_shares(self) -> set[tuple[int, ...]]:
+        """How the batches of this step's forward passes were shared among ranks: B of each, divided by a common factor.
+
+        Of the passes that recorded gradients, where there are any: others may look at something else, as well as be
+        what a head alone is trained on.
+        """
+        return self._trained_shares or self._seen_shares
 
     @abstractmethod
     def reduce_gradients(self) -> None:

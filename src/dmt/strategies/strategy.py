@@ -5,6 +5,7 @@ callbacks, loggers and the model stay Lightning's and the user's.
 """
 
 import os
+import signal
 import subprocess
 import time
 from abc import abstractmethod
@@ -18,33 +19,40 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment, TorchCheckpointIO
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from dmt.datamodules import ClickDataModule
 from dmt.errors import UserInputError
 from dmt.modules.embeddings import deferred_tables
-from dmt.modules.limits import check_trainer
+from dmt.modules.limits import check_optimizer, check_trainer
 from dmt.modules.loading import check_tensors
 from dmt.modules.optimizers import match_by_name
 from dmt.modules.shards import as_shards
 from dmt.modules.stage import TowerStage
-from dmt.strategies.agreement import require_agreement
-from dmt.strategies.checkpoint import CheckpointDirectory, load_group
+from dmt.strategies.agreement import require_agreement, succeed_together
+from dmt.strategies.checkpoint import CheckpointDirectory, TowerCheckpointIO, load_group
+from dmt.strategies.dense import DenseLayers, after_gradients
+from dmt.strategies.ending import EndOnSigterm, end_with_parent
 from dmt.strategies.lookahead import jagged_tensors, look_ahead
 from dmt.strategies.meter import DenseReduction, WireMeter
 from dmt.strategies.stage import ShardedStage
 from dmt.strategies.topology import Topology
 from dmt.strategies.wire import WirePrecision, check_precision
+from dmt.whole_files import find_whole
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 _AVERAGING = (WeightAveraging, StochasticWeightAveraging)
@@ -56,7 +64,9 @@ class TowerStrategy(DDPStrategy):
     """Replaces every :class:`~dmt.modules.stage.TowerStage` of a model by a sharded one.
 
     Gradients are averages over the global batch (``design``'s numerics contract): dense layers through
-    DistributedDataParallel, the stage's own parameters inside the stage.
+    DistributedDataParallel, the stage's own parameters inside the stage. Do not clip them by their norm in a hook,
+    which cannot be seen and refused: a rank has only its own towers' gradients, so that each would scale its copy of
+    the dense layers by another norm.
 
     Args:
         ranks_per_host: ranks that share a host's fast links. Default: LOCAL_WORLD_SIZE where a launcher
@@ -112,7 +122,9 @@ class TowerStrategy(DDPStrategy):
         self.backward_precision: WirePrecision = backward_precision
         self.overlap = overlap
         self.stages: dict[str, ShardedStage] = {}
+        self._dense_layers = DenseLayers({})
         self._dense_reduction: DenseReduction | None = None
+        self._ending: EndOnSigterm | None = None
 
     @override
     def _configure_launcher(self) -> None:
@@ -133,11 +145,8 @@ class TowerStrategy(DDPStrategy):
     @contextmanager
     def metered(self) -> Iterator[list[WireMeter]]:
         """While open, the meters count all that training sends."""
-        assert self.lightning_module is not None
-        local = {f"{name}.{own}" for name, stage in self.stages.items() for own in stage.rank_local_names()}
-        shared = [p for n, p in self.lightning_module.named_parameters() if p.requires_grad and n not in local]
         meter = WireMeter(self.topology, self.global_rank)
-        self._dense_reduction = DenseReduction(meter, sum(p.nbytes for p in shared))
+        self._dense_reduction = DenseReduction(meter, self._dense_layers.trained_bytes)
         try:
             yield [*(stage.meter for stage in self.stages.values()), meter]
         finally:
@@ -174,9 +183,16 @@ class TowerStrategy(DDPStrategy):
             yield
 
     @override
+    def setup_environment(self) -> None:
+        if self.local_rank != 0:
+            end_with_parent()
+        super().setup_environment()
+
+    @override
     def setup(self, trainer: pl.Trainer) -> None:
         assert self.lightning_module is not None
         self.refuse_unsupported(trainer)
+        self._ending = EndOnSigterm(trainer, tell=self._tell_children)
         if any(isinstance(module, TowerStage) for module in self.lightning_module.modules()):
             require_agreement(self._settings(trainer))
             self._shard_model()
@@ -192,6 +208,12 @@ class TowerStrategy(DDPStrategy):
         """
         _ = self.topology
         check_trainer(trainer)
+        if type(self.checkpoint_io) not in (TorchCheckpointIO, TowerCheckpointIO):
+            raise UserInputError(
+                f"plugin {type(self.checkpoint_io).__name__}: under {self.strategy_name} all ranks write a checkpoint "
+                "together, and a CheckpointIO would not be asked; leave it out",
+                on_every_rank=True,
+            )
         averaging = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, _AVERAGING)]
         if averaging:
             raise UserInputError(
@@ -199,11 +221,24 @@ class TowerStrategy(DDPStrategy):
                 "single process, or decay the learning rate by model.lr_scheduler",
                 on_every_rank=True,
             )
+        hasty = [c for c in getattr(trainer, "callbacks", []) if _saves_after_errors(c)]
+        if hasty and self.topology.world_size > 1:
+            raise UserInputError(
+                f"callback {type(hasty[0]).__name__}: all ranks write a checkpoint together, and one that has failed "
+                "would wait for the others; save every so many steps by ModelCheckpoint's every_n_train_steps instead",
+                on_every_rank=True,
+            )
         module = getattr(trainer, "lightning_module", None)
         if module is not None and not module.automatic_optimization:
             raise UserInputError(
                 f"{type(module).__name__}: automatic_optimization=False; tower gradients are reduced once per "
                 "step, so manual optimisation is not supported under shards; use automatic optimisation",
+                on_every_rank=True,
+            )
+        if module is not None and is_overridden("configure_gradient_clipping", module):
+            raise UserInputError(
+                f"{type(module).__name__}: configure_gradient_clipping; a rank has only its own towers' gradients and "
+                "none of embeddings, so there is no norm to clip by under shards; remove the method",
                 on_every_rank=True,
             )
 
@@ -219,7 +254,8 @@ class TowerStrategy(DDPStrategy):
             "precision": str(trainer.precision),
             "max_epochs, max_steps": f"{trainer.max_epochs}, {trainer.max_steps}",
             "batches": f"{trainer.limit_train_batches}, {trainer.limit_val_batches}, {trainer.val_check_interval}",
-            "data": f"{data}",
+            # The text of another is Lightning's, which makes its loaders for it.
+            "data": f"{data}" if isinstance(data, ClickDataModule) else type(data).__name__,
             "global_batch_size": f"{getattr(data, 'global_batch_size', None)}",
             "data seed": f"{getattr(data, 'seed', None)}",
         }
@@ -270,12 +306,31 @@ class TowerStrategy(DDPStrategy):
         A rank that has failed makes the others fail in their next collective; one that hangs would outlive us.
         """
         super().on_exception(exception)
-        children = self.launcher.procs if isinstance(self.launcher, _SubprocessScriptLauncher) else []
         deadline = time.monotonic() + _GRACE_S
-        for child in children:
+        for child in self._children:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=max(deadline - time.monotonic(), 0.01))
             child.kill()
+
+    @property
+    def _children(self) -> list[subprocess.Popen[Any]]:
+        """The ranks that this process has launched."""
+        return self.launcher.procs if isinstance(self.launcher, _SubprocessScriptLauncher) else []
+
+    def _tell_children(self, number: signal.Signals) -> None:
+        for child in self._children:
+            child.send_signal(number)
+
+    @override
+    def teardown(self) -> None:
+        if self._ending is not None:
+            self._ending.close()
+            self._ending = None
+        for stage in self.stages.values():
+            assert self.lightning_module is not None
+            if not self.lightning_module.trainer.interrupted:  # else ranks are no longer at one point
+                stage.forget_prefetched()
+        super().teardown()
 
     # Overlap: the next batch's ids travel while this one is computed
 
@@ -326,6 +381,32 @@ class TowerStrategy(DDPStrategy):
             limits = trainer.num_test_batches if trainer.testing else trainer.num_predict_batches
         return max(limits, default=0)
 
+    # Dense layers, of which every rank has a copy
+
+    @override
+    def configure_ddp(self) -> None:
+        """Let DistributedDataParallel average gradients, which it refuses where no dense layer is trained."""
+        assert self.lightning_module is not None
+        local = {f"{name}.{own}" for name, stage in self.stages.items() for own in stage.rank_local_names()}
+        self._dense_layers = DenseLayers({n: p for n, p in self.lightning_module.named_parameters() if n not in local})
+        if self._dense_reduction is not None:
+            self._dense_reduction.num_bytes = self._dense_layers.trained_bytes
+        if self._dense_layers.trained_bytes:
+            super().configure_ddp()
+        else:
+            _sync_module_states(self.lightning_module)  # which it would do first of all
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        if self._dense_layers.have_changed:
+            if isinstance(self.model, DistributedDataParallel):
+                self.model._remove_autograd_hooks()
+            self.model = self.lightning_module
+            self.configure_ddp()
+        for stage in self.stages.values():
+            stage.begin_step()
+        return super().training_step(*args, **kwargs)
+
     # Gradient scale
 
     @override
@@ -336,17 +417,19 @@ class TowerStrategy(DDPStrategy):
         """
         assert self.lightning_module is not None
         check_trainer(self.lightning_module.trainer)  # a scheduler may have turned accumulation on
-        sizes, *others = [stage.batch_sizes() for stage in self.stages.values()]
-        if any(other != sizes for other in others):
+        shares = {ranks for stage in self.stages.values() for ranks in stage.rank_shares()}
+        if len(shares) > 1:
             raise UserInputError(
                 "the model's tower stages saw batches of different sizes in one step, so a rank's share of the "
                 "global batch is not defined; give all stages the same samples",
                 on_every_rank=True,
             )
-        if len(set(sizes)) > 1:
-            closure_loss = closure_loss * (sizes[self.global_rank] * len(sizes) / sum(sizes))
+        for ranks in shares:
+            if len(set(ranks)) > 1:
+                closure_loss = closure_loss * (ranks[self.global_rank] * len(ranks) / sum(ranks))
         for stage in self.stages.values():
             stage.advance()
+        after_gradients(closure_loss, self._dense_layers.check_gradients)
         if self._dense_reduction is not None:
             self._dense_reduction.before_backward(closure_loss)
         return super().backward(closure_loss, optimizer, *args, **kwargs)
@@ -382,22 +465,40 @@ class TowerStrategy(DDPStrategy):
         super().setup_optimizers(trainer)
         assert self.lightning_module is not None
         for optimizer in self.optimizers:
+            check_optimizer(optimizer)
             match_by_name(optimizer, self.lightning_module)
 
     @override
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
+        if storage_options is not None:
+            raise UserInputError(
+                f"storage_options={storage_options}: {self.strategy_name} writes checkpoints into folders, which have "
+                "none; leave them out",
+                on_every_rank=True,
+            )
         CheckpointDirectory(self.broadcast(Path(filepath))).save(checkpoint)
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read what a checkpoint holds beside tensors, or all of a single-process checkpoint file."""
+        """Read what a checkpoint holds beside tensors, or all of a single-process checkpoint file.
+
+        Objects are refused also where the Trainer was told ``weights_only=False``: Lightning 2.6 keeps that from
+        strategies that restore after set-up. torch's TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD lets them in.
+
+        Raises:
+            UserInputError: on every rank, there is no whole checkpoint, or it holds objects.
+        """
         # The path of rank 0: "best" is each rank's own opinion where a rank-local value was monitored.
-        directory = CheckpointDirectory(Path(self.broadcast(checkpoint_path)))
-        if directory.path.is_dir():
+        path = self.broadcast(find_whole(Path(checkpoint_path)))
+        return succeed_together(partial(self._read, path, weights_only))
+
+    def _read(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        if path.is_dir():
+            directory = CheckpointDirectory(path, weights_only=weights_only)
             return directory.load_rest() | {"state_dict": {}, "directory": directory}
-        return super().load_checkpoint(directory.path, weights_only=weights_only)
+        return TowerCheckpointIO().load_checkpoint(path, weights_only=weights_only)
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -408,6 +509,10 @@ class TowerStrategy(DDPStrategy):
         found = {name: tuple(getattr(value, "shape", value)) for name, value in stored.items()}
         check_tensors(_shapes_of_all_ranks(own), found, strict=strict, on_every_rank=True)
         load_group(checkpoint, "state_dict", own)
+
+
+def _saves_after_errors(callback: Callback) -> bool:
+    return isinstance(callback, OnExceptionCheckpoint) or bool(getattr(callback, "save_on_exception", False))
 
 
 def _shapes_of_all_ranks(own: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

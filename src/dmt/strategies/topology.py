@@ -27,8 +27,6 @@ class Topology:
         >>> topology = Topology(world_size=4, ranks_per_host=2)
         >>> topology.peers(seat=1), topology.members(group=1)
         ([1, 3], [2, 3])
-        >>> topology.peer_order
-        [0, 2, 1, 3]
     """
 
     world_size: int
@@ -87,8 +85,3 @@ class Topology:
     def peers(self, *, seat: int) -> list[int]:
         """Ranks with this seat, by group."""
         return [group * self.num_seats + seat for group in range(self.num_groups)]
-
-    @property
-    def peer_order(self) -> list[int]:
-        """All ranks sorted by (seat, group): the row order that step (c) establishes."""
-        return [rank for seat in range(self.num_seats) for rank in self.peers(seat=seat)]
