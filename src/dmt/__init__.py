@@ -14,6 +14,8 @@ _HOME = {
     "CategoricalFeature": "dmt.schema",
     "FeatureSchema": "dmt.schema",
     "TowerPlan": "dmt.plan",
+    "TowerPartitioner": "dmt.partition",
+    "Affinity": "dmt.partition",
     "UserInputError": "dmt.errors",
     "quiet_libraries": "dmt.quiet",
     "reuse_host_memory": "dmt.host_memory",

@@ -27,10 +27,12 @@ Evaluate a checkpoint on the test split.
 example:
   dmt test --config RUN/config.yaml --ckpt_path CHECKPOINT""",
     "predict": """\
-Click probabilities of the test split.
+Click probabilities of the test split, or of the rows of a file.
 
-example:
-  dmt predict --config RUN/config.yaml --ckpt_path CHECKPOINT""",
+examples:
+  dmt predict --config RUN/config.yaml --ckpt_path CHECKPOINT
+  dmt predict --config RUN/config.yaml --ckpt_path CHECKPOINT \\
+      --data TabularRows --data.path ROWS.parquet --data.checkpoint CHECKPOINT""",
     "describe": """\
 Towers, parameters, FLOPs and bytes of a configuration, without training.
 
@@ -44,10 +46,15 @@ TITLES = {
     "data": "data",
     "trainer": "trainer (options of Lightning, whose documentation has more about them)",
 }
+_OF_LIGHTNING = ("Runs the full optimization", "Perform one evaluation", "Run inference")
 
 
 class BriefHelp(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """What an option is for, its default and this project's classes for it; of Lightning's options a sentence."""
+
+    def start_section(self, heading: str | None) -> None:
+        """As argparse's, but for what Lightning calls the arguments of the Trainer's methods: half a sentence."""
+        super().start_section("checkpoint" if heading and heading.startswith(_OF_LIGHTNING) else heading)
 
     # The hook by which argparse's and jsonargparse's own formatters differ; tests/cli/test_help.py guards it.
     def _get_help_string(self, action: Action) -> str:

@@ -22,7 +22,7 @@ verbs:
   partition  put features into towers by how they belong together
   explain    how much each tower of a trained model contributes to its predictions
   sweep      run a W&B sweep file on this machine, with no account or network
-  report     compare finished runs side by side
+  report     compare finished runs, or the points of a sweep, side by side
 
 examples:
   dmt fit --config configs/quickstart.yaml
@@ -30,6 +30,16 @@ examples:
   dmt describe --config configs/quickstart.yaml --json
   dmt sweep configs/sweeps/tower_count.yaml --workers 2
   dmt VERB --help
+"""
+
+_PREPROCESS = """\
+usage: dmt preprocess criteo INPUT... --output DIR
+       dmt preprocess tabular --infer-schema DIR
+
+criteo   convert Criteo's click logs to what training maps into memory
+tabular  guess what the columns of a log of your own are, for you to review; `dmt fit` itself encodes such a log
+
+dmt preprocess criteo --help and dmt preprocess tabular --help have the options.
 """
 
 
@@ -70,7 +80,8 @@ def _is_first_rank() -> bool:
 
 def _asked_to_end(end: BaseException) -> signal.Signals | None:
     """The signal that has ended a run. Lightning leaves after both by exit codes that say something else."""
-    if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+    was_failure = isinstance(end, SystemExit) and end.code == 1
+    if isinstance(end, KeyboardInterrupt) or (was_failure and isinstance(end.__context__, KeyboardInterrupt)):
         return signal.SIGINT
     lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")
     # With the code of success.
@@ -85,15 +96,21 @@ def _leave_process_groups() -> None:
 
 
 def _run_preprocess(arguments: list[str]) -> None:
-    if arguments[1:2] == ["tabular"]:
+    kind = arguments[1] if len(arguments) > 1 else "--help"
+    if kind == "tabular":
         from dmt.datamodules.tabular_command import run_tabular_command
 
         run_tabular_command(arguments)
-    else:
+    elif kind == "criteo":
         # Without torch, which a conversion does not need.
         from dmt.preprocess.command import run_preprocess_command
 
         run_preprocess_command(arguments)
+    elif kind in ("-h", "--help"):
+        print(_PREPROCESS, end="")
+    else:
+        hint = nearest(kind, ["criteo", "tabular"], otherwise="give criteo or tabular")
+        raise UserInputError(f"dmt preprocess {kind}: {hint}")
 
 
 def _verb(name: str) -> Callable[[list[str]], None]:

@@ -31,6 +31,8 @@ _MODULES = {
     "trainer.callbacks": ["dmt.callbacks", "lightning.pytorch.callbacks"],
     "trainer.logger": ["lightning.pytorch.loggers"],
 }
+# What tower modules, top archs, optimisers and schedules are given.
+_FROM_THE_MODEL = ("num_features", "embedding_dim", "stage", "num_dense", "params", "optimizer")
 _NOISE = ("Does not validate", "- Does not", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
 
 
@@ -50,6 +52,7 @@ def one_line(
     for known in (
         _strategy(lines, strategies),
         _value(told),
+        _no_file(line),
         _config_file(told, arguments),
         _class_path(line),
         _ambiguous(line),
@@ -61,6 +64,7 @@ def one_line(
     hint = _nearest_option(line, verb=arguments[0], names=names)
     line = re.sub(r"Type collections\.abc\.Callable.* expects a function or a callable class: ", "", line)
     line = re.sub(r" Got value: Namespace\(.*\)", "", line)
+    line = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", line)
     return UserInputError(f"{line.rstrip('.')}{hint}; see dmt {arguments[0]} --help")
 
 
@@ -92,6 +96,11 @@ def _value(told: str) -> str | None:
         return None
     fix = " or ".join(wanted).replace("{value}", value["value"])
     return f"{'.'.join(keys)}={value['value']}: give {fix}"
+
+
+def _no_file(line: str) -> str | None:
+    found = re.search(r"Parser key \"config\": File does not exist: '?(?P<name>.*?)'?$", line)
+    return f"--config {found['name']}: no such file; give the path of one" if found else None
 
 
 def _config_file(told: str, arguments: Sequence[str]) -> str | None:
@@ -173,6 +182,10 @@ def _nearest_option(line: str, *, verb: str, names: Callable[[], list[str]]) -> 
     if of_class and inside:
         module, _, name = of_class[1].rpartition(".")
         known = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        if 'key "model.' in line:
+            if inside[1] in _FROM_THE_MODEL and inside[1] in known:
+                return f"; {name} gets its {inside[1]} from the model: leave it out"
+            known = [option for option in known if option not in _FROM_THE_MODEL]
         otherwise = f"its options are {', '.join(known)}"
         return "; " + nearest(inside[1], [*known, "class_path", "init_args"], otherwise=otherwise)
     wrong = re.search(r"(?:unrecognized arguments: --|does not accept option '|^Option ')([\w.]+)", line)

@@ -249,8 +249,10 @@ def print_description(description: dict[str, Any]) -> None:
         "tables": ", ".join(f"{n} {kind}" for kind, n in Counter(t["sharding"] for t in description["tables"]).items()),
         "layout": _layout_line(layout),
         "memory per rank": f"{_mb(memory['embedding_tables'])} tables, {_mb(memory['dense_layers'])} dense layers",
-        "sent per rank and step": f"{_mb(traffic['intra_host'])} inside hosts, {_mb(traffic['cross_host'])} across",
     }
+    if layout["ranks"] > 1:
+        sent = f"{_mb(traffic['intra_host'])} inside hosts, {_mb(traffic['cross_host'])} across"
+        facts["sent per rank and step"] = sent
     for name, value in facts.items():
         console.print(f"{name:<24}{value}", highlight=False)
     for purpose, links in traffic["by_purpose"].items():
@@ -261,7 +263,9 @@ def print_description(description: dict[str, Any]) -> None:
 
 
 def _layout_line(layout: dict[str, Any]) -> str:
-    parts = [layout["strategy"], f"{layout['ranks']} ranks", f"{layout['ranks_per_host']} a host"]
+    parts = ["one process"]
+    if layout["ranks"] > 1:
+        parts = [layout["strategy"], f"{layout['ranks']} ranks", f"{layout['ranks_per_host']} a host"]
     if layout["hosts_per_group"] > 1:
         parts.append(f"{layout['hosts_per_group']} hosts a group")
     parts.append(f"global batch {layout['global_batch_size']:,}")

@@ -14,6 +14,7 @@ from dmt.errors import UserInputError
 from dmt.whole_files import write_whole
 
 SUMMARY_FILE = "summary.json"
+RECORD_FILE = "record.json"
 _SEED = "seed_everything"
 _RESUMED = "ckpt_path"
 # Where a run and its data are kept, not what they are.
@@ -120,7 +121,7 @@ class Run:
     @cached_property
     def code(self) -> dict[str, str]:
         """The commit and the versions that it was of, by name; empty where it does not tell."""
-        file = self.folder / "record.json"
+        file = self.folder / RECORD_FILE
         record = load_object(file) if file.is_file() else {}
         git, versions = record.get("git") or {}, record.get("versions") or {}
         commit = {"commit": f"{git['commit'][:10]}{' with changes' * bool(git.get('is_changed'))}"} if git else {}
@@ -193,7 +194,7 @@ class Run:
     def _log(self) -> pl.DataFrame:
         """What its CSVLogger has written; empty without one."""
         file = self.folder / "metrics.csv"
-        record = self.folder / "record.json"
+        record = self.folder / RECORD_FILE
         if not file.is_file() and record.is_file():
             # Where the run's folder is another logger's, the CSVLogger has one of its own.
             file = self.folder / (load_object(record).get("metrics") or file)

@@ -135,7 +135,8 @@ def _wrong_metric(metric: str, *, early: bool) -> str:
     # Any other name may be a callback's own.
     near = [name for name in known if name.rpartition("/")[2] == metric] or difflib.get_close_matches(metric, known)
     if near or metric.startswith(("val/", "test/")):
-        return f"metric.name={metric}: no such metric; choose one of {', '.join(near or known)}"
+        fix = f"did you mean {near[0]}?" if len(near) == 1 else f"choose one of {', '.join(near or known)}"
+        return f"metric.name={metric}: no such metric; {fix}"
     return ""
 
 

@@ -21,6 +21,9 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=r".torch\._prims_common\.check. is deprecated")
     # torchrec asks torch a question in a way that torch comments on, once a process.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    # What the configuration says, and what each rank says of itself.
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     adverts = ("💡 Tip", "GPU available", "TPU available")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(adverts))

@@ -13,7 +13,7 @@ from typing import Any
 from scipy.stats import PermutationMethod, mannwhitneyu
 
 from dmt.errors import UserInputError
-from dmt.finished_run import SUMMARY_FILE, Run, RunSummary, load_object
+from dmt.finished_run import RECORD_FILE, SUMMARY_FILE, Run, RunSummary, load_object
 from dmt.waiting import waiting
 
 __all__ = ["Found", "Point", "Run", "RunSummary", "find_runs", "group", "holm", "p_text", "p_value", "read_runs"]
@@ -144,16 +144,19 @@ def _found_at(path: Path) -> Found:
         if isinstance(run, str):
             raise UserInputError(f"run {path}: this trial does not count, {run}; give one that has finished")
         return Found(runs=[run])
+    if not path.is_dir():
+        raise UserInputError(f"run {path}: there is no such folder; give that of a finished `dmt fit` or of a sweep")
     file = _summary_of(path)
     if file is None:
-        raise UserInputError(
-            f"run {path}: no {SUMMARY_FILE} there, which a Trainer in Python does not write; give the folder of a "
-            "finished `dmt fit` or of a sweep"
-        )
+        begun = any(path.rglob(RECORD_FILE))
+        reason = "it has not finished" if begun else f"no {SUMMARY_FILE} there, which `dmt fit` writes at its end"
+        raise UserInputError(f"run {path}: {reason}; give the folder of a finished `dmt fit` or of a sweep")
     name = _without_version(path.resolve()).name
-    newer = [folder for folder in path.glob("version_*") if _version(folder) > _version(file.parent)]
-    told = ", ".join(sorted((folder.name for folder in newer), key=len))
-    left_out = [f"{path}: {told} has not finished; {file.parent.name} is compared."] if newer else []
+    # Other commands leave versions too, without a record.
+    newer = [folder.parent for folder in path.glob(f"version_*/{RECORD_FILE}")]
+    newer = sorted((folder for folder in newer if _version(folder) > _version(file.parent)), key=_version)
+    told = f"{', '.join(folder.name for folder in newer)} {'has' if len(newer) == 1 else 'have'}"
+    left_out = [f"{path}: {told} not finished; {file.parent.name} is compared."] if newer else []
     return Found(runs=[Run(name=name, folder=file.parent, summary=RunSummary.load(file))], left_out=left_out)
 
 
@@ -220,9 +223,7 @@ def _asked_for(file: Path, path: Path) -> Path:
 
 
 def _without_version(folder: Path) -> Path:
-    """The folder that holds all versions of a run; of a run that W&B keeps, the one that it has for it."""
-    if folder.parts[-2:] == ("files", "dmt"):
-        return folder.parents[1]
+    """The folder that holds all versions of a run."""
     return folder.parent if folder.name.startswith("version_") else folder
 
 

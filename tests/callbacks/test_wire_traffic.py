@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.callbacks.wire_traffic_cases import NAMES, metered_fits
+from tests.callbacks.wire_traffic_cases import metered_fits
 from tests.distributed.harness import run_ranks
 from tests.distributed.training_cases import Run
 
@@ -49,7 +49,7 @@ def test_it_logs_what_describe_predicts() -> None:
         # A new mean every second step.
         assert first["logged"][2]["exposed_comm_ms"] == first["logged"][3]["exposed_comm_ms"]
         assert first["logged"][3]["exposed_comm_ms"] != first["logged"][4]["exposed_comm_ms"]
-        assert first["progress_bar"] == sorted(NAMES)
+        assert not first["progress_bar"], "a line of 80 letters has no room for them"
 
 
 def test_in_a_single_process_it_logs_nothing() -> None:

@@ -328,7 +328,7 @@ def test_wrong_input_is_named(sweep: Path, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "broken" / "summary.json").write_text("{")
     for words, told in {
         "study other": 'its data.class_path is "b.Data", that of',
-        "empty": "no summary.json there, which a Trainer in Python does not write; give the folder of a finished",
+        "empty": "no summary.json there, which `dmt fit` writes at its end; give the folder of a finished",
         "waiting": "no trial has finished; wait for one",
         "broken": "summary.json: damaged (",
         "study --baseline zzz": "zzz: 0 points have it, not one; the points are num_towers=4, tower=",

@@ -38,7 +38,7 @@ def asked(*own: str, metric: str | None = None, early: bool = False) -> dict | N
         ('--config={"model.tower": {"class_path": "dmt.modules.DLRMTowr"}}', ["DLRMTowr"]),
         ("--model.plan=nope.yaml", ["plan=nope.yaml", "no such file"]),
         ("--model.plan=stride", ["plan=stride", "strided"]),
-        ("--model.num_towers=0", ["num_towers=0", "choose a number"]),
+        ("--model.num_towers=0", ["num_towers=0", "give a positive number"]),
         ("--model.num_towers=99", ["num_towers=99", "choose"]),
         ("--ckpt_path=nope.ckpt", ["nope.ckpt", "no such checkpoint"]),
         ("--model.dense_optimizer.lr=-1", ["model.dense_optimizer", "-1.0"]),
@@ -86,7 +86,7 @@ def test_towers_of_a_log_that_is_not_prepared(tmp_path: Path) -> None:
     assert answer is not None and "there is no test split" in answer["told"]
     (tmp_path / "test.csv").write_text("a,b,c,d,label\n1,2,3,0.5,1\n")
     assert asked(*log, "--model.num_towers=3") is None
-    answer = asked(*log, "--model.num_towers=0")
+    answer = asked(*log, "--model.num_towers=4", "--model.plan=contiguous")
     assert answer is not None and "3 features fill between 1 and 3 towers" in answer["told"]
     assert not (tmp_path / "cache").exists()
 

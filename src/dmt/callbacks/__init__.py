@@ -3,7 +3,7 @@
 from dmt.callbacks.affinity_probe import AffinityProbe
 from dmt.callbacks.interaction_probe import InteractionProbe
 from dmt.callbacks.predictions import PredictionFile
-from dmt.callbacks.run_record import RunRecord, run_folder
+from dmt.callbacks.run_record import RunRecord, logger_folder, run_folder
 from dmt.callbacks.throughput import Throughput
 from dmt.callbacks.weight_average import WeightAverage
 from dmt.callbacks.wire_traffic import WireTraffic
@@ -16,5 +16,6 @@ __all__ = [
     "Throughput",
     "WeightAverage",
     "WireTraffic",
+    "logger_folder",
     "run_folder",
 ]

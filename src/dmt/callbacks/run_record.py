@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from dmt.modules.click_model import ClickModel
 
@@ -23,25 +23,29 @@ DESCRIPTION_FILE = "description.json"
 _PACKAGES = ("dmt", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "lightning", "torchmetrics", "numpy")
 
 
+def logger_folder(logger: Logger) -> Path | None:
+    """The folder that a logger has for a run alone, where Lightning keeps its checkpoints too; None where it has none.
+
+    A WandbLogger has it as soon as the run is known to W&B, or where it was given the run's id as ``version``.
+    """
+    if isinstance(logger, CSVLogger | TensorBoardLogger):
+        return Path(logger.log_dir)
+    version = logger.version
+    if logger.save_dir is None or version in (None, ""):
+        return None
+    return Path(logger.save_dir, str(logger.name), version if isinstance(version, str) else f"version_{version}")
+
+
 def run_folder(trainer: pl.Trainer) -> Path | None:
     """The folder of this run alone, or None where it has no logger; every rank calls it: rank 0 tells the others.
 
-    It is that of the first CSVLogger or TensorBoardLogger. Of a WandbLogger alone it is a folder among the files that
-    W&B keeps of the run, and uploads with it: Lightning's ``log_dir`` is then one that runs share.
+    It is that of the first CSVLogger or TensorBoardLogger, or else that of the first logger.
     """
-    if not trainer.loggers:
-        return None
-    folder = trainer.log_dir
-    own = [logger for logger in trainer.loggers if not isinstance(logger, _CurveLogger)]
-    local = next((logger for logger in own if isinstance(logger, CSVLogger | TensorBoardLogger)), None)
-    wandb = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
-    if local is not None:
-        folder = trainer.strategy.broadcast(local.log_dir)
-    elif wandb is not None:
-        # Apart from W&B's own files, of which one is called config.yaml as well.
-        folder = f"{wandb.experiment.dir}/dmt" if trainer.is_global_zero else None
-        folder = trainer.strategy.broadcast(folder)
-    return None if folder is None else Path(folder)
+    loggers = [logger for logger in trainer.loggers if not isinstance(logger, _CurveLogger)]
+    local = [logger for logger in loggers if isinstance(logger, CSVLogger | TensorBoardLogger)]
+    folder = logger_folder((local or loggers)[0]) if loggers and trainer.is_global_zero else None
+    told: Path | None = trainer.strategy.broadcast(folder)
+    return told
 
 
 class _CurveLogger(CSVLogger):

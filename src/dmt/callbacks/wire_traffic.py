@@ -72,7 +72,7 @@ class WireTraffic(Callback):
             "cross_host_mb": cross_host / 1e6,
             "exposed_comm_ms": waited * 1e3,
         }
-        pl_module.log_dict({n: float(v) for n, v in values.items()}, prog_bar=True, sync_dist=True, batch_size=1)
+        pl_module.log_dict({n: float(v) for n, v in values.items()}, sync_dist=True, batch_size=1)
 
     def _totals(self) -> NDArray[np.float64]:
         """Bytes inside hosts and across, and seconds waited, since the meters were made."""

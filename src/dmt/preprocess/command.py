@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dmt.errors import OneLineParser, UserInputError
+from dmt.errors import OneLineParser
 from dmt.preprocess.api import check_workers, choose_categories, choose_splits, wrong_shares, wrong_table_rows
 from dmt.preprocess.criteo import MANIFEST, OPTIONS, ConversionOptions, PartReport
 from dmt.preprocess.criteo_run import convert_sources
@@ -66,12 +66,6 @@ def run_preprocess_command(arguments: list[str]) -> None:
         metavar="N",
         help=f"processes, of up to 500 MB each (default: the CPUs that this one may use, at most {_MAX_WORKERS})",
     )
-    if arguments[1:2] != ["criteo"]:
-        found = arguments[1] if len(arguments) > 1 else "nothing"
-        if found in ("-h", "--help"):
-            parser.print_help()
-            return
-        raise UserInputError(f"dmt preprocess {found}: give criteo or tabular; see dmt preprocess criteo --help")
     options = parser.parse_args(arguments[2:])
     workers = min(len(os.sched_getaffinity(0)), _MAX_WORKERS) if options.workers is None else options.workers
     check_workers(workers)
@@ -105,7 +99,7 @@ def run_preprocess_command(arguments: list[str]) -> None:
     if made_before is not None and made_before == _made_at(options.output / MANIFEST):
         pace = "converted before"
     elif is_begun:
-        pace = f"gone on with for {seconds:.1f} s"
+        pace = f"the rest in {seconds:.1f} s"
     else:
         pace = f"in {seconds:.1f} s, {rows / seconds:,.0f} a second"
     print(f"{rows:,} rows ({told}) {pace}: {options.output}")
