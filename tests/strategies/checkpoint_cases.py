@@ -204,7 +204,7 @@ REFUSALS = {
     "an object": "it holds posix.mkdir, which",
     "weights alone": "weights.ckpt: it holds weights alone, which can be tested or predicted from and not resumed",
     "storage options": "storage_options={'a': 1}: sptt writes checkpoints into folders",
-    "a plugin": "plugin OwnCheckpointIO: under sptt all ranks write a checkpoint together",
+    "a plugin": "plugin OwnCheckpointIO: all ranks write a checkpoint together",
 }
 """What :func:`use_checkpoints` is told."""
 

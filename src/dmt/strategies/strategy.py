@@ -19,11 +19,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment, TorchCheckpointIO
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
@@ -51,11 +50,11 @@ from dmt.strategies.lookahead import jagged_tensors, look_ahead
 from dmt.strategies.meter import DenseReduction, WireMeter
 from dmt.strategies.stage import ShardedStage
 from dmt.strategies.topology import Topology
+from dmt.strategies.unsupported import check_supported
 from dmt.strategies.wire import WirePrecision, check_precision
 from dmt.whole_files import find_whole
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
-_AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 _TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 _GRACE_S = 3.0
 
@@ -206,41 +205,7 @@ class TowerStrategy(DDPStrategy):
         Raises:
             UserInputError: hosts and ranks do not fit, or the Trainer asks for what sharded models cannot do.
         """
-        _ = self.topology
-        check_trainer(trainer)
-        if type(self.checkpoint_io) not in (TorchCheckpointIO, TowerCheckpointIO):
-            raise UserInputError(
-                f"plugin {type(self.checkpoint_io).__name__}: under {self.strategy_name} all ranks write a checkpoint "
-                "together, and a CheckpointIO would not be asked; leave it out",
-                on_every_rank=True,
-            )
-        averaging = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, _AVERAGING)]
-        if averaging:
-            raise UserInputError(
-                f"callback {type(averaging[0]).__name__}: a rank cannot copy a sharded model; average weights in a "
-                "single process, or decay the learning rate by model.lr_scheduler",
-                on_every_rank=True,
-            )
-        hasty = [c for c in getattr(trainer, "callbacks", []) if _saves_after_errors(c)]
-        if hasty and self.topology.world_size > 1:
-            raise UserInputError(
-                f"callback {type(hasty[0]).__name__}: all ranks write a checkpoint together, and one that has failed "
-                "would wait for the others; save every so many steps by ModelCheckpoint's every_n_train_steps instead",
-                on_every_rank=True,
-            )
-        module = getattr(trainer, "lightning_module", None)
-        if module is not None and not module.automatic_optimization:
-            raise UserInputError(
-                f"{type(module).__name__}: automatic_optimization=False; tower gradients are reduced once per "
-                "step, so manual optimisation is not supported under shards; use automatic optimisation",
-                on_every_rank=True,
-            )
-        if module is not None and is_overridden("configure_gradient_clipping", module):
-            raise UserInputError(
-                f"{type(module).__name__}: configure_gradient_clipping; a rank has only its own towers' gradients and "
-                "none of embeddings, so there is no norm to clip by under shards; remove the method",
-                on_every_rank=True,
-            )
+        check_supported(trainer, checkpoint_io=self.checkpoint_io, num_ranks=self.topology.world_size)
 
     def _settings(self, trainer: pl.Trainer) -> dict[str, str]:
         """What ranks must agree on before the model's first collective."""
@@ -509,10 +474,6 @@ class TowerStrategy(DDPStrategy):
         found = {name: tuple(getattr(value, "shape", value)) for name, value in stored.items()}
         check_tensors(_shapes_of_all_ranks(own), found, strict=strict, on_every_rank=True)
         load_group(checkpoint, "state_dict", own)
-
-
-def _saves_after_errors(callback: Callback) -> bool:
-    return isinstance(callback, OnExceptionCheckpoint) or bool(getattr(callback, "save_on_exception", False))
 
 
 def _shapes_of_all_ranks(own: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
