@@ -4,7 +4,8 @@
 
 Each line is a process of its own: its peak of resident memory is that of the whole command. "fit" is what the command
 says that making the towers took, "command" the time from its start to its end, imports included. Balanced: the
-heaviest tower has at most twice the mean, of costs that vary over some decades.
+costliest tower has at most twice the mean of memory, which varies over some decades, or 1.25 times the mean of lookups,
+which vary less.
 """
 
 import argparse
@@ -37,7 +38,9 @@ KINDS = {
     "coherent": ("--method", "coherent"),
     "diverse": ("--method", "diverse"),
     "coherent, 8-D": ("--method", "coherent", "--dims", "8"),
+    "coherent, ratio 2": ("--method", "coherent", "--ratio", "2"),
     "coherent, memory balanced": ("--method", "coherent", "--balance", "memory", "--max-load", "2"),
+    "coherent, lookups balanced": ("--method", "coherent", "--balance", "lookups", "--max-load", "1.25"),
     "spectral": ("--method", "spectral"),
 }
 SETTINGS = [
@@ -56,7 +59,10 @@ def write_affinity(path: Path, *, features: int, groups: int) -> None:
     matrix = matrix.clip(0, 1)
     np.fill_diagonal(matrix, 1)
     names = [f"f{i}" for i in range(features)]
-    costs = {"memory": random.lognormal(0, 1, features).tolist()}
+    costs = {
+        "memory": random.lognormal(0, 1, features).tolist(),
+        "lookups": random.lognormal(0, 0.5, features).tolist(),
+    }
     Affinity(features=names, matrix=matrix, kind="cosine", num_samples=1, costs=costs).save(path)
 
 

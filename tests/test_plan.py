@@ -88,6 +88,21 @@ def test_a_file_of_another_shape_is_told_the_right_one(tmp_path: Path, text: str
     assert "towers: [[C1, C3], [C2, C4]]" in message
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("method:", "method None; give a word, such as manual, or leave it out"),
+        ("method: [x]", "method ['x']; give a word, such as manual, or leave it out"),
+        ("record: [1, 2]", "record [1, 2]; give values by name, such as seed: 1"),
+        ("record: []", "record []; give values by name"),
+        ("record: hello", "record 'hello'; give values by name"),
+        ("record: 2024-13-45", "not a YAML file (month must be in 1..12)"),
+    ],
+)
+def test_a_method_and_a_record_of_another_kind_are_named(tmp_path: Path, line: str, message: str) -> None:
+    assert message in error_of(write(tmp_path, f"towers: [[a]]\n{line}\n"))
+
+
 def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
     message = error_of(write(tmp_path, "towers: [[a]]\nmethods: strided\n"))
     assert "unknown key 'methods'; the keys are towers, method and record" in message
@@ -108,6 +123,7 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     [
         ([], "it lists no towers; give at least one"),
         ([["a"], []], "tower 1 has no features; give it some or remove it"),
+        ([["a"], ["b", ""]], "tower 1 has a feature without a name; name or remove it"),
         ([["a"], ["b", "a"]], "feature 'a' is in tower 0 and again in tower 1; list each once"),
         ([["a", "a"]], "feature 'a' is in tower 0 and again in tower 0; list each once"),
         ([["a[0:8]"], ["a"]], "a column of feature 'a' is in tower 0 and again in tower 1; list each once"),
@@ -151,7 +167,7 @@ def test_more_towers_than_features_share_all_columns(num_features: int, num_towe
 
 def test_too_many_towers_for_the_columns_are_refused() -> None:
     with pytest.raises(
-        UserInputError, match=r"^num_towers=9: 4 features would be cut into 3 .* choose 1 to 4 or 5 to 8 or 13 to 16"
+        UserInputError, match=r"^num_towers=9: 4 features would be cut into 3 .* choose 1 to 8 or 13 to 16"
     ):
         TowerPlan.strided_columns(list("abcd"), num_towers=9, embedding_dim=16)
 

@@ -71,7 +71,8 @@ class TowerPlan:
         record: what else there is to know of that, such as a seed; nothing depends on it.
 
     Raises:
-        UserInputError: there is no tower, a tower is empty, or a feature or a column of it is listed twice.
+        UserInputError: there is no tower, a tower is empty, a name is empty, a feature or a column of it is listed
+            twice, or the method is no text or the record no mapping.
 
     Example:
         >>> TowerPlan.strided(["a", "b", "c", "d", "e"], num_towers=2).towers
@@ -88,11 +89,17 @@ class TowerPlan:
         object.__setattr__(self, "towers", tuple(tuple(tower) for tower in self.towers))
         if not self.towers:
             raise UserInputError("tower plan: it lists no towers; give at least one")
+        if not isinstance(self.method, str) or not self.method:
+            raise UserInputError(f"tower plan: method {self.method!r}; give a word, such as manual, or leave it out")
+        if not isinstance(self.record, Mapping):
+            raise UserInputError(f"tower plan: record {self.record!r}; give values by name, such as seed: 1")
         seen: dict[str, list[tuple[TowerInput, int]]] = {}
         for index, tower in enumerate(self.towers):
             if not tower:
                 raise UserInputError(f"tower plan: tower {index} has no features; give it some or remove it")
             for entry in tower:
+                if not entry:
+                    raise UserInputError(f"tower plan: tower {index} has a feature without a name; name or remove it")
                 wanted = TowerInput.parse(entry)
                 if wanted.columns is not None and wanted.columns[0] >= wanted.columns[1]:
                     raise UserInputError(f"tower plan: {entry!r} names no columns; write name[first:one after last]")
@@ -169,7 +176,11 @@ class TowerPlan:
         num_blocks = -(-num_towers // len(features))
         if num_towers < 1 or embedding_dim % (4 * num_blocks):
             possible = [k for k in range(1, embedding_dim // 4 + 1) if embedding_dim % (4 * k) == 0]
-            ranges = [f"{len(features) * (k - 1) + 1} to {len(features) * k}" for k in possible]
+            # From the first after a number of blocks that does not go, to the last before the next one.
+            firsts = [k for k in possible if k - 1 not in possible]
+            lasts = [k for k in possible if k + 1 not in possible]
+            ends = zip(firsts, lasts, strict=True)
+            ranges = [f"{len(features) * (first - 1) + 1} to {len(features) * last}" for first, last in ends]
             raise UserInputError(
                 f"num_towers={num_towers}: {len(features)} features would be cut into {num_blocks} blocks of columns "
                 f"each, and {embedding_dim} columns are not {num_blocks} even blocks of a multiple of 4; choose "
@@ -220,7 +231,7 @@ class TowerPlan:
             raise UserInputError(f"tower plan {path}: no such file; give the path of a TowerPlan YAML file")
         try:
             data = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # also of text and dates that cannot be read
             reason = str(error).splitlines()[0]
             raise UserInputError(f"tower plan {path}: not a YAML file ({reason}); fix or rewrite it") from error
         towers = data.get("towers") if isinstance(data, dict) else None
@@ -236,7 +247,8 @@ class TowerPlan:
             raise UserInputError(
                 f"tower plan {path}: unknown key {unknown[0]!r}; the keys are towers, method and record"
             )
+        record = data.get("record")
         try:
-            return cls(towers=towers, method=str(data.get("method", "manual")), record=data.get("record") or {})
+            return cls(towers=towers, method=data.get("method", "manual"), record={} if record is None else record)
         except UserInputError as error:
             raise UserInputError(f"{path}: {error}") from error

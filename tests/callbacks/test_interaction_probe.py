@@ -17,7 +17,7 @@ from dmt.errors import UserInputError
 from dmt.modules import ClickModel, EmbeddingOptimizer, TopArch
 from dmt.modules.stage import Stage
 from dmt.partition import Affinity, TowerPartitioner
-from tests.callbacks.probe_cases import fit
+from tests.callbacks.probe_cases import Spoil, fit, told_by_probe
 
 
 class Known(TopArch):
@@ -34,9 +34,8 @@ class Known(TopArch):
         return self.scale * (vectors.sum(dim=(1, 2)) + 2 * first + last)
 
 
-@pytest.mark.parametrize("num_multi_hot", [0, 2])
-def test_interactions_are_those_of_the_model(tmp_path: Path, num_multi_hot: int) -> None:
-    data = SyntheticClicks(
+def known_data(num_multi_hot: int) -> SyntheticClicks:
+    return SyntheticClicks(
         num_features=5,
         num_groups=1,
         num_multi_hot=num_multi_hot,
@@ -46,6 +45,11 @@ def test_interactions_are_those_of_the_model(tmp_path: Path, num_multi_hot: int)
         num_test=10,
         global_batch_size=1000,
     )
+
+
+@pytest.mark.parametrize("num_multi_hot", [0, 2])
+def test_interactions_are_those_of_the_model(tmp_path: Path, num_multi_hot: int) -> None:
+    data = known_data(num_multi_hot)
     fit(tmp_path, data, ClickModel(embedding_dim=4, top=Known), InteractionProbe(num_batches=3))
     affinity = Affinity.load(tmp_path / "interaction.npz")
     assert affinity.kind == "interaction" and affinity.num_samples == 3000
@@ -55,6 +59,27 @@ def test_interactions_are_those_of_the_model(tmp_path: Path, num_multi_hot: int)
     # What is left of float32 sums of some units.
     assert max(others) < 1e-4
     assert (np.diag(affinity.matrix) == 0).all() and (affinity.matrix == affinity.matrix.T).all()
+
+
+def test_embeddings_that_are_not_finite_are_named_and_spoil_no_other_feature(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = ClickModel(embedding_dim=4, top=Known)
+    fit(tmp_path, known_data(0), model, Spoil({"c2": (slice(0, 10), float("nan"))}), InteractionProbe())
+    assert "InteractionProbe: feature 'c2' had embeddings that are not finite, so" in told_by_probe(recwarn)
+    matrix = Affinity.load(tmp_path / "interaction.npz").matrix
+    assert min(matrix[0, 1], matrix[3, 4]) > 0.05 and max(matrix[0, 3], matrix[1, 4]) < 1e-4
+    measured = [matrix[i, j] for i in range(5) for j in range(i) if 2 not in (i, j)]
+    np.testing.assert_allclose(matrix[2, [0, 1, 3, 4]], np.mean(measured))
+
+
+def test_gradients_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    model = ClickModel(embedding_dim=4, top=Known)
+    fit(tmp_path, known_data(0), model)
+    assert isinstance(model.model, Known)
+    model.model.scale.data.fill_(float("nan"))
+    with pytest.raises(UserInputError, match="InteractionProbe: the logit's gradients are not finite, so training"):
+        fit(tmp_path, known_data(0), model, InteractionProbe(), max_steps=0)
 
 
 def test_planted_groups_are_found(tmp_path: Path) -> None:

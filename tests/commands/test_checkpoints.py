@@ -69,12 +69,17 @@ def test_towers_are_explained(towers: Path, tmp_path: Path, capsys: pytest.Captu
     [pair] = found["pairs"]
     # What is left without both is what the dense columns tell.
     assert 0.5 < found["auc"] - pair["auc_drop"] < found["auc"] - 0.05
-    assert pair["together"] == pytest.approx(sum(one["auc_drop"] for one in found["single"]) - pair["auc_drop"])
+    assert pair["together"] > 3 * pair["together_deviation"] > 0
     page = (tmp_path / "report.html").read_text()
-    assert "What 2 towers contribute" in page and '<td class="left">c0, c2, c4</td>' not in page[: page.index("<h2>")]
+    assert "What 2 towers contribute" in page and '<td class="left">0 and 1</td>' in page
+    assert [page.count(f'<td class="left">{names}</td>') for names in ("c0, c2, c4", "c1, c3, c5")] == [1, 1]
     main(["explain", "--checkpoint", str(towers), "--batches", "1", "--repeats", "1"])
     told = capsys.readouterr().out
-    assert "AUC drop" in told and "0 and 1" in told and "on 1,024 validation samples" in told
+    assert "AUC drop" in told and "0 and 1" in told and "on 1,024 validation samples" in told and "nan" not in told
+    main(["explain", "--checkpoint", str(towers), "--batches", "1", "--repeats", "1", "--json"])
+    told = capsys.readouterr().out
+    found = json.loads(told[told.index("{") :], parse_constant=pytest.fail)
+    assert found["single"][0]["deviation"] is None
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def test_a_plan_is_written_and_told(folder: Path, capsys: pytest.CaptureFixture[
     record = yaml.safe_load((folder / "towers.yaml").read_text())["record"]
     checksum = Affinity.load("affinity.npz").checksum
     assert record == {
-        "seed": 0, "affinity": f"cosine, 500 samples, checksum {checksum}", "features": [3, 3], "costs": [6.0, 15.0]
+        "seed": 0, "affinity": f"cosine, 500 samples, checksum {checksum}", "features": [3, 3], "costs": [6.0, 15.0],
+        "costliest_to_mean": 1.429,
     }  # fmt: skip
 
 
@@ -75,6 +76,15 @@ def test_costs_of_the_affinity_are_balanced(folder: Path, capsys: pytest.Capture
     assert "the evenest such towers cost up to 7, 1.400 times their mean" in capsys.readouterr().err
 
 
+def test_a_baseline_is_bounded_only_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["partition", *BASE, "--balance", "lookups", "--method", "contiguous", "--output", "towers.yaml"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--max-load", "1.25"])
+    assert "tower 1 of method contiguous costs 1.400 times the mean, 12.0% too much" in capsys.readouterr().err
+    main(words)
+    assert TowerPlan.load("towers.yaml").record["costs"] == [3, 7]
+
+
 @pytest.mark.parametrize("name", ["report.html", "report.png"])
 def test_a_report_is_drawn(folder: Path, name: str) -> None:
     main(["partition", *BASE, "--output", "towers.yaml", "--report", name])
@@ -92,6 +102,37 @@ def test_a_report_is_drawn(folder: Path, name: str) -> None:
     ):
         assert words in page
     assert page.count("data:image/svg+xml;base64,") == 3
+    assert "like ones near each other; towers were made of these points" in page
+    main(["partition", *BASE, "--method", "diverse", "--dims", "3", "--output", "d.yaml", "--report", "d.html"])
+    assert (
+        "like ones near each other; placed for this picture, towers were made otherwise" in Path("d.html").read_text()
+    )
+
+
+def test_a_feature_is_pinned_to_one_tower(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["partition", *BASE, "--output", "new.yaml", "--pin", "a=0", "--pin", "b=0", "--pin", "a=1"])
+    assert "--pin a=1: it is pinned to tower 0 too; give one" in capsys.readouterr().err
+    assert not Path("new.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.png"])
+def test_a_report_of_names_with_the_signs_of_formulas_is_drawn(folder: Path, name: str) -> None:
+    names = ["$_^$", "a$b$", "c_$", "d"]
+    affinity = Affinity(features=names, matrix=np.full((4, 4), 0.5), kind="$^$", num_samples=1)
+    affinity.save("signs.npz")
+    main(["partition", "--affinity", "signs.npz", "--towers", "2", "--output", "towers.yaml", "--report", name])
+    assert sorted(TowerPlan.load("towers.yaml").feature_names) == sorted(names) and (folder / name).exists()
+
+
+def test_no_plan_is_left_where_the_report_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("dmt.commands.partition.draw", fail)
+    with pytest.raises(SystemExit, match="2"):
+        main(["partition", *BASE, "--output", "towers.yaml", "--report", "report.png"])
+    assert not (folder / "towers.yaml").exists()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +145,14 @@ def test_a_report_is_drawn(folder: Path, name: str) -> None:
         ("--costs none.yaml", "--costs none.yaml: .* give a YAML file"),
         ("--costs old.yaml", "--costs old.yaml: give numbers of at least 0 by name"),
         ("--groups old.yaml", "--groups old.yaml: give a list of lists of features"),
+        ("--costs binary", "--costs binary: .* give a YAML file"),
+        ("--costs dates.yaml", "--costs dates.yaml: .* give a YAML file"),
+        ("--costs true.yaml", "--costs true.yaml: give numbers of at least 0 by name"),
+        ("--costs infinite.yaml", "--costs infinite.yaml: give numbers of at least 0 by name"),
+        ("--costs huge.yaml", "--costs huge.yaml: give numbers of at least 0 by name"),
+        ("--groups binary", "--groups binary: .* give a YAML file"),
         ("--pin a", "--pin a: write NAME=TOWER"),
+        ("--pin a=²", "--pin a=²: write NAME=TOWER"),
         ("--apart a", "--apart a: write two names"),
         ("--method best", "--method: invalid choice: 'best'"),
         ("--method auto", "--method auto: it trains a model with towers; give its configuration"),
@@ -115,15 +163,29 @@ def test_a_report_is_drawn(folder: Path, name: str) -> None:
         ("--balance memory --costs old.yaml", "--balance memory: --costs old.yaml says it too"),
         ("--balance memory", "max_load=1.25: feature 'f' alone costs 1.50 times the mean of the towers; cut .* into 2"),
         ("--save-affinity new.npz", "--save-affinity new.npz: nothing is measured; give --checkpoint"),
-        ("--steps 0", "--steps 0: give at least 1"),
+        ("--probe cosine", "--probe cosine: nothing is measured; give --checkpoint"),
+        ("--batches 3", "--batches 3: nothing is measured; give --checkpoint"),
+        ("--config c.yaml", "--config c.yaml: nothing is measured or trained; give --checkpoint or --method auto"),
+        ("--steps 5", "--steps 5: nothing is trained; give --method auto"),
+        ("--dims 4 --method spectral", "--dims 4: spectral places no points; give --method coherent, diverse or auto"),
+        ("--dims 2 --method strided", "--dims 2: strided places no points"),
+        ("--dims 0", "num_dims=0: give"),
+        ("--steps 0 --method auto --config c.yaml", "--steps 0: give at least 1"),
+        ("--output new.html --report ./new.html", "--report new.html: --output is the same file; give another name"),
+        ("--checkpoint x --save-affinity new.yaml", "--save-affinity new.yaml: --output is the same file"),
         ("--checkpoint none.ckpt", "--checkpoint: not allowed with argument --affinity"),
     ],
 )
 def test_wrong_input_is_named(folder: Path, words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("old.yaml", "old.html"):
         (folder / name).write_text("towers")
+    (folder / "binary").write_bytes(b"\xff\xfe\x00abc")
+    for name, cost in {"dates": "2024-13-45", "true": "true", "infinite": ".inf", "huge": "9" * 400}.items():
+        (folder / f"{name}.yaml").write_text(f"{{a: {cost}, b: 1}}")
     given = dict(zip(words.split()[::2], words.split()[1::2], strict=True))
     options = {"--affinity": "affinity.npz", "--towers": "2", "--output": "new.yaml"} | given
+    if words.startswith("--checkpoint x"):
+        del options["--affinity"]
     with pytest.raises(SystemExit, match="2"):
         main(["partition", *(word for option in options.items() for word in option)])
     assert re.search(told, capsys.readouterr().err)

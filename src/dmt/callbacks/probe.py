@@ -5,7 +5,7 @@ Shapes: B samples, F features, N embedding dim.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +13,7 @@ from typing import ClassVar
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
@@ -90,13 +91,16 @@ class Probe(Callback, ABC):
         folder = run_folder(trainer)  # a collective: every rank asks
         seconds = time.monotonic() - started
         if trainer.is_global_zero:
+            # Nothing was left to train where a run that had ended goes on.
+            trained, share = self._seconds_training, ""
+            if trained > 0:
+                share = f" ({100 * seconds / trained:.1f} % of training's {trained:.0f} s)"
             path = (folder or Path(trainer.default_root_dir)) / self.file
             path.parent.mkdir(parents=True, exist_ok=True)
             affinity.save(path)
             print(
                 f"wrote {path}: {affinity.kind} of each pair of features over {affinity.num_samples:,} samples, in "
-                f"{seconds:.1f} s ({100 * seconds / self._seconds_training:.1f} % of training's "
-                f"{self._seconds_training:.0f} s)"
+                f"{seconds:.1f} s{share}"
             )
 
 
@@ -115,6 +119,33 @@ def pair_sums(model: ClickModel, device: torch.device) -> Tensor:
     """Zeros (F, F) to sum over samples, in double precision."""
     size = len(model.schema.feature_names)
     return torch.zeros(size, size, dtype=torch.float64, device=device)
+
+
+def list_features(model: ClickModel, are_named: Tensor) -> str:
+    """Names in words, of bools (F,) in the order of the towers' outputs."""
+    names = [repr(model.resolved_plan.feature_names[f]) for f in torch.nonzero(are_named).flatten().tolist()]
+    return f"feature{'s' * (len(names) > 1)} {', '.join(names)}"
+
+
+def fill_unmeasured(matrix: Tensor, is_measured: Tensor, reasons: Sequence[str]) -> Tensor:
+    """The matrix (F, F) with the mean of the measured pairs in place of the others: neither like nor unlike.
+
+    Training took long, and one feature may not cost the measurement of all; so this warns with the reasons.
+
+    Args:
+        matrix: what was measured; its diagonal counts for nothing.
+        is_measured: bool (F, F), alike on every rank.
+        reasons: why some are not measured, and what to do.
+
+    Raises:
+        UserInputError: no pair is measured.
+    """
+    pairs = is_measured & ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
+    if reasons and not pairs.any():
+        raise UserInputError(f"{'; '.join(reasons)}; no pair of features was measured", on_every_rank=True)
+    for reason in reasons:
+        rank_zero_warn(f"{reason}; what was not measured is taken as the mean of the other pairs")
+    return torch.where(is_measured, matrix, matrix[pairs].mean())
 
 
 def make_affinity(model: ClickModel, matrix: Tensor, *, kind: str, num_samples: int) -> Affinity:

@@ -37,9 +37,10 @@ from dmt.waiting import waiting
 _DESCRIPTION = """\
 How much each tower, and each pair of towers, contributes to a trained model's prediction. The outputs of a tower are
 dealt out anew among the samples of each validation batch, so that they tell nothing of the sample that they are given
-to; what the AUC loses by that is the tower's contribution (permutation importance, Breiman 2001). Two towers act
-together as far as dealing out both at once loses less than dealing out each: what they give only with each other is
-then lost once, not twice.
+to; what the AUC loses by that is the tower's contribution (permutation importance, Breiman 2001). How far two towers
+act together is told on the logit: what dealing out both at once changes, beyond the sum of what dealing out each
+changes, as root mean square over samples. Where the logit is a sum of what each of the two gives, however much that is,
+it is 0.
 
 examples:
   dmt explain --checkpoint RUN/checkpoints/NAME.ckpt
@@ -56,14 +57,26 @@ class Contribution:
     Args:
         towers: their places in the plan.
         auc_drop: what the AUC loses without what they tell; a pair's is that of both at once.
-        deviation: of the drop over repeats; NaN of a single one.
-        together: of a pair, the sum of its towers' drops less its own.
+        deviation: of the drop over repeats; ``None`` of a single one.
     """
 
     towers: Towers
     auc_drop: float
-    deviation: float
-    together: float = 0.0
+    deviation: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairContribution(Contribution):
+    """What two towers give, and how far only together.
+
+    Args:
+        together: root mean square over samples of the logit's mixed difference: the logit, less it with the one dealt
+            out, less it with the other dealt out, and it with both. A sum of what each gives has none.
+        together_deviation: of that over repeats; ``None`` of a single one.
+    """
+
+    together: float
+    together_deviation: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +93,7 @@ class Explanation:
     auc: float
     num_samples: int
     single: Sequence[Contribution]
-    pairs: Sequence[Contribution]
+    pairs: Sequence[PairContribution]
 
 
 def explain(model: ClickModel, batches: Sequence[Batch], *, num_repeats: int = 3, seed: int = 0) -> Explanation:
@@ -91,35 +104,51 @@ def explain(model: ClickModel, batches: Sequence[Batch], *, num_repeats: int = 3
         batches: on the model's device.
         num_repeats: times that outputs are dealt out anew.
         seed: of how.
+
+    Raises:
+        UserInputError: a logit is not finite.
     """
     stage = next(child for child in model.modules() if isinstance(child, TowerStage))
     places = _places([tower.out_features for tower in stage.tower_modules])
-    wanted: list[Towers] = [(t,) for t in range(len(places))]
-    wanted += list(combinations(range(len(places)), 2))
+    pairs = list(combinations(range(len(places)), 2))
+    wanted: list[Towers] = [*((t,) for t in range(len(places))), *pairs]
     labels = torch.cat([batch.labels for batch in batches]).int()
-    auc, drops = 0.0, dict[Towers, list[float]]()
+    auc, drops, together = 0.0, dict[Towers, list[float]](), dict[Towers, list[float]]()
     for repeat in range(num_repeats):
         random = torch.Generator().manual_seed(seed + repeat)
         scores: dict[Towers, list[Tensor]] = {}
         for batch in waiting(batches, f"batches, dealt out {repeat + 1} of {num_repeats} times"):
             for towers, logits in _permuted_logits(model, stage, batch, places=places, wanted=wanted, random=random):
                 scores.setdefault(towers, []).append(logits)
-        aucs = {towers: float(binary_auroc(torch.cat(parts).sigmoid(), labels)) for towers, parts in scores.items()}
+        found = {towers: torch.cat(parts) for towers, parts in scores.items()}
+        if not all(values.isfinite().all() for values in found.values()):
+            raise UserInputError("explain: logits are not finite, so training has diverged; give another checkpoint")
+        aucs = {towers: float(binary_auroc(values.sigmoid(), labels)) for towers, values in found.items()}
         auc = aucs[()]
         for towers in wanted:
             drops.setdefault(towers, []).append(auc - aucs[towers])
-    mean = {towers: fmean(values) for towers, values in drops.items()}
+        for t, u in pairs:
+            mixed = found[()].double() - found[t,] - found[u,] + found[t, u]
+            together.setdefault((t, u), []).append(float(mixed.square().mean().sqrt()))
 
-    def contribution(towers: Towers) -> Contribution:
-        return Contribution(
-            towers=towers,
-            auc_drop=mean[towers],
-            deviation=stdev(drops[towers]) if num_repeats > 1 else float("nan"),
-            together=sum(mean[(t,)] for t in towers) - mean[towers],
-        )
+    def drop(towers: Towers) -> dict[str, Any]:
+        return {"towers": towers, "auc_drop": fmean(drops[towers]), "deviation": _deviation(drops[towers])}
 
-    found = [contribution(towers) for towers in wanted]
-    return Explanation(auc=auc, num_samples=len(labels), single=found[: len(places)], pairs=found[len(places) :])
+    return Explanation(
+        auc=auc,
+        num_samples=len(labels),
+        single=[Contribution(**drop((t,))) for t in range(len(places))],
+        pairs=[
+            PairContribution(
+                **drop(pair), together=fmean(together[pair]), together_deviation=_deviation(together[pair])
+            )
+            for pair in pairs
+        ],
+    )
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
 
 
 def _places(widths: Sequence[int]) -> list[slice]:
@@ -164,7 +193,7 @@ def run_explain_command(arguments: list[str]) -> None:
     if options.report is not None:
         write_file("--report", options.report, partial(write_report, explanation, plan))
     if options.json:
-        print(json.dumps(_as_dict(explanation, plan), indent=2))
+        print(json.dumps(_as_dict(explanation, plan), indent=2, allow_nan=False))
     else:
         _print(explanation, plan)
 
@@ -194,18 +223,29 @@ def _as_dict(explanation: Explanation, plan: TowerPlan) -> dict[str, Any]:
 
 def _tables(explanation: Explanation, plan: TowerPlan) -> list[pages.Table]:
     single = [
-        [str(t), f"{one.auc_drop:.4f}", f"{one.deviation:.4f}", ", ".join(plan.towers[t])]
+        [str(t), f"{one.auc_drop:.4f}", _told(one.deviation), ", ".join(plan.towers[t])]
         for one in explanation.single
         for t in one.towers
     ]
     strongest = sorted(explanation.pairs, key=lambda pair: -pair.together)[:10]
     pairs = [
-        [" and ".join(map(str, pair.towers)), f"{pair.together:.4f}", f"{pair.auc_drop:.4f}"] for pair in strongest
+        [
+            " and ".join(map(str, pair.towers)),
+            f"{pair.together:.4f}",
+            _told(pair.together_deviation),
+            f"{pair.auc_drop:.4f}",
+            _told(pair.deviation),
+        ]
+        for pair in strongest
     ]
     return [
         pages.Table(header=["tower", "AUC drop", "deviation", "features"], rows=single),
-        pages.Table(header=["towers", "together", "AUC drop of both"], rows=pairs),
+        pages.Table(header=["towers", "together (logit)", "deviation", "AUC drop of both", "deviation"], rows=pairs),
     ]
+
+
+def _told(deviation: float | None) -> str:
+    return "" if deviation is None else f"{deviation:.4f}"
 
 
 def _print(explanation: Explanation, plan: TowerPlan) -> None:
@@ -220,27 +260,35 @@ def _print(explanation: Explanation, plan: TowerPlan) -> None:
 
 def write_report(explanation: Explanation, plan: TowerPlan, path: Path) -> None:
     """Write a page where the path ends in ``.html``, else a picture."""
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    for axes, picture in zip(figure.subplots(1, 2), (_draw_single, _draw_pairs), strict=True):
+    pictures = [_draw_single, _draw_pairs] if explanation.pairs else [_draw_single]
+    figure = Figure(figsize=(5 * len(pictures), 4.5), layout="constrained")
+    for axes, picture in zip(figure.subplots(1, len(pictures), squeeze=False).flat, pictures, strict=True):
         picture(axes, explanation)
     if path.suffix != ".html":
         figure.savefig(path, dpi=120)
         return
     single, pairs = _tables(explanation, plan)
-    told = f"AUC {explanation.auc:.4f} on {explanation.num_samples:,} validation samples."
+    told = (
+        f"AUC {explanation.auc:.4f} on {explanation.num_samples:,} validation samples. A drop is what the AUC loses "
+        "when a tower's outputs are dealt out anew among the samples."
+    )
+    together = (
+        "How far two towers act together: what dealing out both changes of the logit, beyond the sum of what dealing "
+        "out each changes; root mean square over samples. It is 0 where the logit is a sum of what each gives."
+    )
     pages.write_page(
         path,
         title=f"What {len(plan.towers)} towers contribute",
         sections=[
             pages.Section(heading="Towers", text=[told], tables=[single], pictures=[figure]),
-            pages.Section(heading="Pairs that act together most", tables=[pairs]),
-        ],
+            pages.Section(heading="Pairs that act together most", text=[together], tables=[pairs]),
+        ][: 1 + bool(explanation.pairs)],
     )
 
 
 def _draw_single(axes: Axes, explanation: Explanation) -> None:
     drops = [one.auc_drop for one in explanation.single]
-    errors = np.nan_to_num([one.deviation for one in explanation.single])
+    errors = [one.deviation or 0.0 for one in explanation.single]
     axes.bar(range(len(drops)), drops, yerr=errors, color=COLORS[0], ecolor=COLORS[1])
     axes.set_xticks(range(len(drops)))
     axes.set_xlabel("tower")
@@ -254,8 +302,8 @@ def _draw_pairs(axes: Axes, explanation: Explanation) -> None:
     for pair in explanation.pairs:
         t, u = pair.towers
         matrix[t, u] = matrix[u, t] = pair.together
-    image = axes.imshow(matrix, cmap="cividis")
-    axes.figure.colorbar(image, ax=axes, label="AUC")
+    image = axes.imshow(matrix, cmap="cividis", vmin=0)
+    axes.figure.colorbar(image, ax=axes, label="change of the logit")
     axes.set_xticks(range(size))
     axes.set_yticks(range(size))
     axes.set_xlabel("tower")

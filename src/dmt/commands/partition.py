@@ -1,20 +1,23 @@
 """``dmt partition``: its options, and what it prints and draws."""
 
 import argparse
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import yaml
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from dmt import pages
 from dmt.errors import OneLineParser, UserInputError, check_new_file, write_file
 from dmt.partition.affinity import Affinity
-from dmt.partition.drawing import PICTURES, draw, mean_within, strongest_pairs, tower_costs
+from dmt.partition.baselines import BASELINES
+from dmt.partition.drawing import draw, draw_one, map_note, mean_within, strongest_pairs, tower_costs
 from dmt.partition.partitioner import AUTO, METHODS, Loss, TowerPartitioner
 from dmt.plan import TowerPlan
 
@@ -35,11 +38,13 @@ examples:
   dmt partition --checkpoint RUN/checkpoints/NAME.ckpt --probe cosine --towers 8 --balance memory --output towers.yaml
 """
 
+_WRITTEN = ("output", "report", "save_affinity")  # files, by options
+
 
 def run_partition_command(arguments: list[str]) -> None:
     """``dmt partition --affinity FILE|--checkpoint FILE --towers T --output FILE``."""
     options = _parse(arguments)
-    for name in ("output", "report", "save_affinity"):
+    for name in _WRITTEN:
         check_new_file(f"--{name.replace('_', '-')}", getattr(options, name))
     affinity = Affinity.load(options.affinity) if options.affinity else _probe(options)
     costs = _costs(options, affinity)
@@ -51,9 +56,9 @@ def run_partition_command(arguments: list[str]) -> None:
         costs=costs,
         max_load=options.max_load,
         groups=_groups(options.groups),
-        pinned=dict(_pin(text) for text in options.pin),
+        pinned=_pins(options.pin),
         apart=[_pair(text) for text in options.apart],
-        num_dims=options.dims,
+        num_dims=2 if options.dims is None else options.dims,
         seed=options.seed,
     )
     started = time.monotonic()
@@ -61,9 +66,10 @@ def run_partition_command(arguments: list[str]) -> None:
     seconds = time.monotonic() - started
     if options.costs is not None:
         affinity = replace(affinity, costs={"cost": [costs.get(name, 0.0) for name in affinity.features]})
-    write_file("--output", options.output, plan.save)
+    # The plan last: it is not there where something fails, and the same command may be given again.
     if options.report is not None:
-        write_file("--report", options.report, partial(write_report, affinity, plan))
+        write_file("--report", options.report, partial(write_report, affinity, plan, partitioner.points_))
+    write_file("--output", options.output, plan.save)
     _print(affinity, plan, partitioner.losses_)
     print(f"{len(affinity.features)} features into {options.towers} towers in {seconds:.1f} s: {options.output}")
 
@@ -77,8 +83,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     probe.add_argument(
         "--probe",
         choices=["interaction", "cosine", "signed_cosine"],
-        default="interaction",
-        help="what to measure (default: how much two features act together on the prediction)",
+        help="what to measure (default: interaction, how much two features act together on the prediction)",
     )
     probe.add_argument("--batches", type=int, metavar="N", help="validation batches to look at (default: the probe's)")
     probe.add_argument("--save-affinity", type=Path, metavar="FILE", help="keep what was measured")
@@ -93,18 +98,21 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="YAML file to write")
     parser.add_argument("--report", type=Path, metavar="FILE", help="page or picture: .html, .png, .svg or .pdf")
     parser.add_argument("--method", choices=METHODS, default="coherent", help="default: coherent")
-    parser.add_argument("--steps", type=int, default=300, metavar="N", help="of auto's training runs (default 300)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of auto's training runs (default 300)")
     parser.add_argument(
         "--dims",
         type=int,
-        default=2,
         metavar="D",
-        help="of the points (default 2, as in the paper; more for many towers)",
+        help="of the points of coherent and diverse (default 2, as in the paper; more for many towers)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random starts (default 0)")
     bounds = parser.add_argument_group("bounds")
     bounds.add_argument(
-        "--ratio", type=float, default=1.0, metavar="K", help="largest tower at most K times the smallest (default 1)"
+        "--ratio",
+        type=float,
+        default=1.0,
+        metavar="K",
+        help="largest tower at most K times the smallest (default 1); with --groups, of each group",
     )
     bounds.add_argument(
         "--balance",
@@ -118,7 +126,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--max-load",
         type=float,
         metavar="X",
-        help="costliest tower at most X times the mean of the towers (default 1.25 with --balance)",
+        help="costliest tower at most X times the mean of the towers (default 1.25 with --balance, but for baselines)",
     )
     bounds.add_argument("--groups", type=Path, metavar="FILE", help="YAML list of lists of features to divide apart")
     bounds.add_argument(
@@ -135,16 +143,40 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _check(options: argparse.Namespace) -> None:
     if options.balance and options.costs:
         raise UserInputError(f"--balance {options.balance}: --costs {options.costs} says it too; give one of them")
-    if options.balance and options.max_load is None:
+    if options.balance and options.max_load is None and options.method not in BASELINES:
         options.max_load = 1.25
-    if options.save_affinity and not options.checkpoint:
-        raise UserInputError(f"--save-affinity {options.save_affinity}: nothing is measured; give --checkpoint")
+    _check_is_read(options)
     if options.method == AUTO and not options.config:
         raise UserInputError("--method auto: it trains a model with towers; give its configuration by --config FILE")
     pages.check_suffix("--report", options.report)
     for name in ("steps", "batches"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserInputError(f"--{name} {getattr(options, name)}: give at least 1")
+    written = [(f"--{name.replace('_', '-')}", getattr(options, name)) for name in _WRITTEN]
+    for index, (option, path) in enumerate(written):
+        for other, same in written[:index]:
+            if path is not None and same is not None and path.resolve() == same.resolve():
+                raise UserInputError(f"{option} {path}: {other} is the same file; give another name")
+
+
+def _check_is_read(options: argparse.Namespace) -> None:
+    """Refuse options that the others leave without a meaning."""
+    is_auto, is_measured = options.method == AUTO, options.checkpoint is not None
+    unread = {
+        "save_affinity": (not is_measured, "nothing is measured; give --checkpoint"),
+        "probe": (not is_measured, "nothing is measured; give --checkpoint"),
+        "batches": (not is_measured, "nothing is measured; give --checkpoint"),
+        "config": (not (is_measured or is_auto), "nothing is measured or trained; give --checkpoint or --method auto"),
+        "steps": (not is_auto, "nothing is trained; give --method auto"),
+        "dims": (
+            options.method not in ("coherent", "diverse", AUTO),
+            f"{options.method} places no points; give --method coherent, diverse or auto",
+        ),
+    }
+    for name, (is_unread, told) in unread.items():
+        value = getattr(options, name)
+        if value is not None and is_unread:
+            raise UserInputError(f"--{name.replace('_', '-')} {value}: {told}")
 
 
 def _probe(options: argparse.Namespace) -> Affinity:
@@ -157,7 +189,7 @@ def _probe(options: argparse.Namespace) -> Affinity:
     batches = {} if options.batches is None else {"num_batches": options.batches}
     probe = (
         InteractionProbe(**batches, seed=options.seed)
-        if options.probe == "interaction"
+        if options.probe in (None, "interaction")
         else AffinityProbe(**batches, kind=options.probe)
     )
     found: list[Affinity] = []
@@ -178,14 +210,22 @@ def _loss(options: argparse.Namespace) -> Loss | None:
         return None
     from dmt.commands.trained import short_training
 
-    return partial(short_training, options.config, num_steps=options.steps)
+    return partial(short_training, options.config, num_steps=options.steps or 300)
 
 
-def write_report(affinity: Affinity, plan: TowerPlan, path: Path) -> None:
-    """Draw an affinity and its towers: a page where the path ends in ``.html``, else a picture."""
+def write_report(affinity: Affinity, plan: TowerPlan, points: np.ndarray, path: Path) -> None:
+    """Draw an affinity and its towers: a page where the path ends in ``.html``, else a picture.
+
+    Args:
+        affinity: of the features.
+        plan: their towers.
+        points: ``points_`` of the partitioner that made them.
+        path: file to write.
+    """
     if path.suffix != ".html":
-        draw(affinity, plan).savefig(path, dpi=120)
+        draw(affinity, plan, points).savefig(path, dpi=120)
         return
+    balance, matrix, map_ = (draw_one(name, affinity, plan, points) for name in ("balance", "affinity", "map"))
     pairs = {
         what: pages.Table(
             header=[what, affinity.kind],
@@ -205,23 +245,17 @@ def write_report(affinity: Affinity, plan: TowerPlan, path: Path) -> None:
                 heading="Towers",
                 text=[f"Method: {plan.method}. {'; '.join(record)}.", _summary(affinity, plan)],
                 tables=[_towers(affinity, plan)],
-                pictures=[_picture("balance", affinity, plan)],
+                pictures=[balance],
             ),
             pages.Section(
                 heading="Affinity",
                 text=[f"{affinity.kind}, over {affinity.num_samples:,} samples; features are ordered by tower."],
-                pictures=[_picture("affinity", affinity, plan)],
+                pictures=[matrix],
             ),
-            pages.Section(heading="Map", pictures=[_picture("map", affinity, plan)]),
+            pages.Section(heading="Map", text=[map_note(plan, points)], pictures=[map_]),
             pages.Section(heading="Strongest pairs", tables=list(pairs.values())),
         ],
     )
-
-
-def _picture(name: str, affinity: Affinity, plan: TowerPlan) -> Figure:
-    figure = Figure(figsize=(9, 4) if name == "balance" else (9, 7), layout="constrained")
-    PICTURES[name](figure.subplots(), affinity, plan)
-    return figure
 
 
 def _print(affinity: Affinity, plan: TowerPlan, losses: dict[str, float]) -> None:
@@ -263,9 +297,14 @@ def _costs(options: argparse.Namespace, affinity: Affinity) -> dict[str, float]:
     content = _read_yaml(options.costs, "--costs")
     if content is None:
         return {}
-    if not isinstance(content, dict) or not all(isinstance(v, int | float) and v >= 0 for v in content.values()):
+    if not isinstance(content, dict) or not all(map(_is_cost, content.values())):
         raise UserInputError(f"--costs {options.costs}: give numbers of at least 0 by name, for example C1: 45.8")
     return {str(name): float(value) for name, value in content.items()}
+
+
+def _is_cost(value: object) -> bool:
+    # Whole numbers may be too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def _groups(file: Path | None) -> list[list[str]]:
@@ -282,16 +321,20 @@ def _read_yaml(file: Path | None, option: str) -> object:
         return None
     try:
         content: object = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError of what is no text, or no date
         raise UserInputError(f"{option} {file}: {str(error).splitlines()[0]}; give a YAML file") from None
     return content
 
 
-def _pin(text: str) -> tuple[str, int]:
-    name, _, tower = text.rpartition("=")
-    if not name or not tower.isdigit():
-        raise UserInputError(f"--pin {text}: write NAME=TOWER, for example user_id=0")
-    return name, int(tower)
+def _pins(texts: Sequence[str]) -> dict[str, int]:
+    pinned: dict[str, int] = {}
+    for text in texts:
+        name, _, tower = text.rpartition("=")
+        if not name or not tower.isdecimal():
+            raise UserInputError(f"--pin {text}: write NAME=TOWER, for example user_id=0")
+        if pinned.setdefault(name, int(tower)) != int(tower):
+            raise UserInputError(f"--pin {text}: it is pinned to tower {pinned[name]} too; give one of the two")
+    return pinned
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Pictures of an affinity and the towers made of it.
+"""Pictures of an affinity and the towers made of it. Names of features are no formulas, whatever signs they have.
 
 Shape legend: F features, T towers.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from dmt.partition.affinity import Affinity
 from dmt.partition.geometry import distances, place
@@ -19,8 +19,12 @@ from dmt.plan import TowerPlan
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = "os^Dv<>Pp*Xh"
 _MAX_NAMES = 60  # features; more names would cover each other
-# Of a point, where its name may begin or end, in points of 1/72 inch.
-_SIDES = ((4, 3), (-4, 3), (4, -3), (-4, -3), (4, 10), (-4, 10), (4, -10), (-4, -10))
+_PAD = 0.1  # inches beside pictures: letters are not equally wide at all resolutions
+_MAX_LETTERS = 30  # of a name; a longer one loses its middle, or it would leave no room for the picture
+_NAME_SIZE = 7  # of its letters
+# Where a name may begin, be centred or end, and how far above or below its point, in 1/72 inch. Nearer ones first.
+_SIDES = [(x, sign * y) for y in range(3, 140, 4) for sign in (1, -1) for x in (5, -5, 0) if x or y > 3]
+_FAR = 12  # so many points above or below, a line leads from the name to its point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +63,35 @@ def tower_costs(affinity: Affinity, plan: TowerPlan) -> dict[str, np.ndarray]:
     return {kind: np.bincount(tower_of, weights=costs, minlength=num_towers) for kind, costs in kinds.items()}
 
 
-def draw(affinity: Affinity, plan: TowerPlan) -> Figure:
-    """All pictures in one: the affinity, the map, the balance and the strongest pairs."""
-    figure = Figure(figsize=(14, 12), layout="constrained")
-    for axes, picture in zip(figure.subplots(2, 2).flat, PICTURES.values(), strict=True):
-        picture(axes, affinity, plan)
+def draw(affinity: Affinity, plan: TowerPlan, points: np.ndarray | None = None) -> Figure:
+    """All pictures in one: the affinity, the balance, the strongest pairs and the map.
+
+    Args:
+        affinity: of the features.
+        plan: their towers.
+        points: of the partitioner that made them, as :func:`draw_map` takes them.
+    """
+    figure = Figure(figsize=(14, 12), layout=ConstrainedLayoutEngine(w_pad=_PAD))
+    for axes, picture in zip(figure.subplots(2, 2).flat, _pictures(affinity, plan, points).values(), strict=True):
+        picture(axes)
     return figure
+
+
+def draw_one(name: str, affinity: Affinity, plan: TowerPlan, points: np.ndarray | None = None) -> Figure:
+    """The picture of that name alone: ``affinity``, ``balance``, ``pairs`` or ``map``."""
+    figure = Figure(figsize=(9, 4) if name == "balance" else (9, 7), layout=ConstrainedLayoutEngine(w_pad=_PAD))
+    _pictures(affinity, plan, points)[name](figure.subplots())
+    return figure
+
+
+def _pictures(affinity: Affinity, plan: TowerPlan, points: np.ndarray | None) -> dict[str, Callable[[Axes], None]]:
+    """What draws each picture. The map is the last, since it writes its names where the others leave it room."""
+    return {
+        "affinity": lambda axes: draw_affinity(axes, affinity, plan),
+        "balance": lambda axes: draw_balance(axes, affinity, plan),
+        "pairs": lambda axes: draw_pairs(axes, affinity, plan),
+        "map": lambda axes: draw_map(axes, affinity, plan, points),
+    }
 
 
 def draw_affinity(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
@@ -74,22 +101,32 @@ def draw_affinity(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
     matrix = affinity.matrix[np.ix_(order, order)].copy()
     np.fill_diagonal(matrix, np.nan)
     image = axes.imshow(matrix, cmap="cividis")
-    axes.figure.colorbar(image, ax=axes, label=affinity.kind, shrink=0.8)
+    axes.figure.colorbar(image, ax=axes, shrink=0.8).set_label(affinity.kind, parse_math=False)
     ends = np.cumsum(np.bincount(tower_of))
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         axes.plot(*np.array([[start, end, end, start, start], [start, start, end, end, start]]) - 0.5, color="white")
     if len(order) <= _MAX_NAMES:
-        names = [affinity.features[f] for f in order]
-        axes.set_xticks(range(len(order)), names, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(order)), names, fontsize=7)
+        names = [_shown(affinity.features[f]) for f in order]
+        axes.set_xticks(range(len(order)), names, rotation=90, fontsize=7, parse_math=False)
+        axes.set_yticks(range(len(order)), names, fontsize=7, parse_math=False)
     else:
         axes.set_xlabel("features, by tower")
     axes.set_title("affinity, ordered by tower")
 
 
-def draw_map(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
-    """Features as points, like ones near each other, in the colours of their towers."""
-    points, _ = place(distances(affinity.matrix, "coherent"))
+def draw_map(axes: Axes, affinity: Affinity, plan: TowerPlan, points: np.ndarray | None = None) -> None:
+    """Features as points, in the colours of their towers. The figure's layout stays as it then is, for the names.
+
+    Args:
+        axes: to draw on; after the other pictures of its figure.
+        affinity: of the features.
+        plan: their towers.
+        points: ``points_`` of the partitioner that made them, which are drawn where they are on a plane. Otherwise
+            features are placed anew, like ones near each other.
+    """
+    note = map_note(plan, points)
+    if points is None or not _are_drawn(plan, points):
+        points, _ = place(distances(affinity.matrix, "coherent"))
     tower_of = _tower_of(affinity, plan)
     for tower in range(len(plan.towers)):
         own = points[tower_of == tower]
@@ -99,26 +136,88 @@ def draw_map(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
         axes.legend(title="tower", fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axes.margins(0.15)
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_title("features on a plane: like ones near each other")
+    axes.set_title(note.replace("; ", "\n"))
     axes.set_xticks([])
     axes.set_yticks([])
     if len(points) <= _MAX_NAMES:
-        _write_names(axes, affinity.features, points)
+        _write_names(axes, [_shown(name) for name in affinity.features], points)
+
+
+def map_note(plan: TowerPlan, points: np.ndarray | None) -> str:
+    """What the map of these towers shows; ``points`` as :func:`draw_map` takes them."""
+    if not _are_drawn(plan, points):
+        return "features on a plane, like ones near each other; placed for this picture, towers were made otherwise"
+    near = "unlike" if plan.method.endswith("diverse") else "like"
+    return f"features on a plane, {near} ones near each other; towers were made of these points"
+
+
+def _are_drawn(plan: TowerPlan, points: np.ndarray | None) -> bool:
+    """Whether there is a point on a plane for each feature."""
+    return points is not None and points.shape == (len(plan.feature_names), 2)
+
+
+def _shown(name: str) -> str:
+    half = _MAX_LETTERS // 2
+    return name if len(name) <= _MAX_LETTERS else f"{name[:half]}…{name[1 - half :]}"
 
 
 def _write_names(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
-    """Names beside their points (F, 2), on a side where none of those before is, if there is one."""
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr] # now points have places on the picture
-    taken: list[Bbox] = []
-    for name, point in zip(names, points, strict=True):
-        text = axes.annotate(name, point, xytext=_SIDES[0], textcoords="offset points", fontsize=7)
-        for side in (*_SIDES, _SIDES[0]):
-            text.set_position(side)
-            text.set_horizontalalignment("left" if side[0] > 0 else "right")
-            text.set_verticalalignment("bottom" if side[1] > 0 else "top")
-            if not any(text.get_window_extent().overlaps(other) for other in taken):
-                break
-        taken.append(text.get_window_extent())
+    """Names beside their points (F, 2): inside the axes, and clear of each other and of points if there is room.
+
+    Each takes the nearest place that covers least of what is there already.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    for _ in range(2):  # what the first pass makes smaller has labels that the second finds room for
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # points now have places on the picture, and keep them
+    unit = figure.dpi / 72
+    inside = np.concatenate(axes.bbox.get_points())
+    anchors = axes.transData.transform(points)
+    taken = [np.concatenate([anchor - 3 * unit, anchor + 3 * unit]) for anchor in anchors]
+    for name, anchor, point in zip(names, anchors, points, strict=True):
+        size = _size_of(axes, name) + unit  # a little more, as letters are wider at some resolutions
+        boxes = [_box(anchor, np.array(side) * unit, size) for side in _SIDES]
+        covered = [
+            _common_area(box, np.array(taken)).sum() + 100 * (size.prod() - _common_area(box, inside)) for box in boxes
+        ]
+        chosen = int(np.argmin(np.round(covered)))
+        x, y = _SIDES[chosen]
+        start = (0.5 - np.sign(x) / 2, 0.5 - np.sign(y) / 2)  # of a line, on the name
+        taken.append(boxes[chosen])
+        axes.annotate(
+            name,
+            point,
+            xytext=(x, y),
+            textcoords="offset points",
+            fontsize=_NAME_SIZE,
+            parse_math=False,
+            horizontalalignment={1: "left", 0: "center", -1: "right"}[int(np.sign(x))],
+            verticalalignment="bottom" if y > 0 else "top",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "gray", "relpos": start}
+            if abs(y) > _FAR
+            else None,
+        ).set_in_layout(False)
+
+
+def _size_of(axes: Axes, name: str) -> np.ndarray:
+    """Width and height of a name, in pixels."""
+    text = axes.text(0, 0, name, fontsize=_NAME_SIZE, parse_math=False)
+    size = text.get_window_extent().size
+    text.remove()
+    return np.asarray(size)
+
+
+def _box(anchor: np.ndarray, side: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """(left, bottom, right, top) of a name on a side of its point."""
+    middle = anchor + side + np.sign(side) * size / 2
+    return np.concatenate([middle - size / 2, middle + size / 2])
+
+
+def _common_area(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of a box (4,) with each of the others (..., 4)."""
+    sides = np.minimum(box[2:], others[..., 2:]) - np.maximum(box[:2], others[..., :2])
+    return np.asarray(np.clip(sides, 0, None).prod(axis=-1))
 
 
 def draw_balance(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
@@ -134,7 +233,8 @@ def draw_balance(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
         axes.set_xticks(range(num_towers))
     axes.set_xlabel("tower")
     axes.set_ylabel("over the mean of the towers")
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    for text in axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1)).get_texts():
+        text.set_parse_math(False)
     axes.set_title("balance")
 
 
@@ -145,19 +245,14 @@ def draw_pairs(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
         places = [place for place, pair in enumerate(pairs) if pair.is_kept == are_kept]
         label = "share a tower" if are_kept else "are cut"
         axes.barh(places, [pairs[place].affinity for place in places], color=color, label=label)
-    axes.set_yticks(range(len(pairs)), [" - ".join(pair.names) for pair in pairs], fontsize=7)
+    names = [list(map(_shown, pair.names)) for pair in pairs]
+    is_long = max((len(one + other) for one, other in names), default=0) > _MAX_LETTERS
+    told = [(" -\n" if is_long else " - ").join(pair) for pair in names]
+    axes.set_yticks(range(len(pairs)), told, fontsize=6 if is_long else 7, linespacing=1, parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel(affinity.kind)
+    axes.set_xlabel(affinity.kind, parse_math=False)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_title("strongest pairs")
-
-
-PICTURES: dict[str, Callable[[Axes, Affinity, TowerPlan], None]] = {
-    "affinity": draw_affinity,
-    "map": draw_map,
-    "balance": draw_balance,
-    "pairs": draw_pairs,
-}
 
 
 def _tower_of(affinity: Affinity, plan: TowerPlan) -> np.ndarray:

@@ -45,7 +45,7 @@ def place(wanted: np.ndarray, *, num_dims: int = 2, num_starts: int = 8, seed: i
     Returns:
         points (F, d), and the stress.
     """
-    if len(wanted) < 2:
+    if not wanted.any():  # one feature, or all of them in one place, where majorisation divides by 0
         return np.zeros((len(wanted), num_dims)), 0.0
     random = np.random.RandomState(seed)  # what smacof takes
     best: tuple[np.ndarray, float] | None = None
