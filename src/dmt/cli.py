@@ -1,5 +1,6 @@
 """The ``dmt`` command. Each verb imports what it needs, so that help and errors come fast."""
 
+import gc
 import os
 import signal
 import sys
@@ -92,6 +93,7 @@ def _leave_process_groups() -> None:
     """Join the threads of collectives: an interpreter that ends while they run aborts now and then, with a signal."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # a model that is gone but for its cycles holds groups too, and threads end with the last holder
         distributed.destroy_process_group()
 
 
