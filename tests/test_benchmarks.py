@@ -176,3 +176,9 @@ def test_vocabularies_are_measured(tmp_path: Path) -> None:
     table = run("benchmarks/vocabulary.py", "--values", "3000", "--parts", "3", "--folder", str(tmp_path))
     [row] = [line for line in table.splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert 2900 < int(row.split("|")[1].replace(",", "")) <= 3000  # a few values come twice
+
+
+def test_encoding_of_a_tabular_log_is_measured(tmp_path: Path) -> None:
+    table = run("benchmarks/tabular.py", "--rows", "3000", "--file-rows", "2000", "--folder", str(tmp_path))
+    [row] = [line for line in table.splitlines() if line.startswith("| 3,000 |")]
+    assert int(row.split("|")[4].replace(",", "")) > 50  # a process with torch in it

@@ -35,7 +35,7 @@ examples:
 
 _PREPROCESS = """\
 usage: dmt preprocess criteo INPUT... --output DIR
-       dmt preprocess tabular --infer-schema DIR
+       dmt preprocess tabular PATH --infer-schema FILE
 
 criteo   convert Criteo's click logs to what training maps into memory
 tabular  guess what the columns of a log of your own are, for you to review; `dmt fit` itself encodes such a log

@@ -49,7 +49,7 @@ def test_every_verb_introduces_itself(verb: str, capsys: pytest.CaptureFixture[s
 def test_preprocess_tells_of_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     main(["preprocess", "--help"])
     printed = capsys.readouterr().out
-    assert "dmt preprocess criteo INPUT" in printed and "dmt preprocess tabular --infer-schema" in printed
+    assert "dmt preprocess criteo INPUT" in printed and "dmt preprocess tabular PATH --infer-schema FILE" in printed
 
 
 def test_the_options_of_a_class_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
