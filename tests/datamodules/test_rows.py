@@ -1,5 +1,7 @@
 """Rows that come later are encoded as the checkpoint's training log was."""
 
+import gc
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,20 +94,29 @@ def test_rows_are_predicted_without_the_training_log(
             make_trainer().test(make_model(), datamodule=data, ckpt_path=checkpoint, weights_only=False)
 
 
-def test_weights_and_sharded_checkpoints(trained: tuple[Path, Path, list[torch.Tensor]], tmp_path: Path) -> None:
+def test_weights_and_sharded_checkpoints(
+    trained: tuple[Path, Path, list[torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _, _ = trained
     data = TabularClicks(path=folder, cache_dir=tmp_path / "cache", weights={"tags": "share"}, **COLUMNS)
     data.setup()
     (tmp_path / "sharded.ckpt").mkdir()
     torch.save({"TabularClicks": data.state_dict()}, tmp_path / "sharded.ckpt" / "rest.pt")
     rows = TabularRows(path=folder / "test.parquet", checkpoint=tmp_path / "sharded.ckpt")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     rows.setup()
+    # However many they are: mapped, and gone with what they are read by.
+    [folder_of_rows] = tmp_path.glob("dmt-rows-*")
+    assert isinstance(rows._splits["test"].ids, np.memmap)
     assert rows.schema == data.schema and rows.schema.weighted
     indices = np.arange(40)
     found, wanted = (part._split("test").batch(indices) for part in (rows, data))
     assert torch.equal(found.dense_features, wanted.dense_features) and torch.equal(found.labels, wanted.labels)
     for part in ("values", "lengths", "weights"):
         assert torch.equal(getattr(found.sparse_features, part)(), getattr(wanted.sparse_features, part)())
+    del rows, part, found
+    gc.collect()
+    assert not folder_of_rows.exists()
     # As a run leaves it that is killed while it replaces it.
     (tmp_path / "sharded.ckpt").rename(tmp_path / "sharded.ckpt.previous")
     assert TabularRows(path=folder / "test.parquet", checkpoint=tmp_path / "sharded.ckpt").schema == data.schema

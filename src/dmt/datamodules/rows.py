@@ -1,17 +1,23 @@
 """Rows that come later: to test or predict by a checkpoint, without the log that it was trained on."""
 
+import shutil
+import weakref
 from pathlib import Path
+from tempfile import gettempdir, mkdtemp
 from typing import Any
 
 import torch
 
 from dmt.datamodules.arrays import ClickArrays
+from dmt.datamodules.cache import naming_writes
 from dmt.datamodules.loader import EvaluationLoader
 from dmt.datamodules.module import ClickDataModule
 from dmt.datamodules.pieces import column_names
 from dmt.datamodules.prepare import encode_files, encoder_of, label_of
 from dmt.datamodules.sources import FILE_TYPES
+from dmt.datamodules.writer import ClickWriter
 from dmt.errors import UserInputError
+from dmt.waiting import waiting
 from dmt.whole_files import find_whole
 
 
@@ -45,10 +51,21 @@ class TabularRows(ClickDataModule):
         return name == "test"
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and encode the file."""
+        """Encode the file, some rows at a time, into a temporary folder that is mapped into memory.
+
+        Raises:
+            UserInputError: the file cannot be read or encoded, or the folder, below $TMPDIR, cannot be written.
+        """
         self._has_labels = self._label in column_names(self.path)
         parts = encode_files([self.path], encoder=self._encoder, label=self._label if self._has_labels else None)
-        self._splits = {"test": ClickArrays.concatenate(list(parts))}
+        with naming_writes(f"TMPDIR={gettempdir()}", fix="set it to a writable folder"):
+            folder = Path(mkdtemp(prefix="dmt-rows-"))
+            # With this object: processes that make batches ahead map the files again.
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            with ClickWriter(folder / "rows") as writer:
+                for part in waiting(parts, f"encoding {self.path.name}"):
+                    writer.append(part)
+        self._splits = {"test": ClickArrays.load(folder / "rows", feature_names=self._encoder.schema.feature_names)}
 
     def test_dataloader(self) -> EvaluationLoader:
         """All rows, if they have labels."""
