@@ -418,5 +418,5 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "matrix.npy", np.eye(3))
     for content in (b"what?", b"", good[: len(good) // 2], (tmp_path / "matrix.npy").read_bytes()):
         (tmp_path / "bad.npz").write_bytes(content)
-        with pytest.raises(UserInputError, match=r"affinity .*bad.npz: .+; give a file that was saved by"):
+        with pytest.raises(UserInputError, match=r"affinity .*bad.npz: .+; give one that a probe"):
             Affinity.load(tmp_path / "bad.npz")

@@ -115,8 +115,9 @@ class Affinity:
             UserInputError: there is no such file, or it holds something else.
         """
         path = Path(path)
+        fix = "give one that a probe of dmt.callbacks or Affinity.save has written"
         if not path.is_file():
-            raise UserInputError(f"affinity {path}: no such file; give one that was saved by Affinity.save")
+            raise UserInputError(f"affinity {path}: no such file; {fix}")
         try:
             # Opened here, for NumPy leaves a damaged file open.
             with path.open("rb") as file, np.load(file) as archive:
@@ -136,4 +137,6 @@ class Affinity:
         # An empty file, a damaged one, a matrix alone, ...
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserInputError(f"affinity {path}: {reason}; give a file that was saved by Affinity.save") from None
+            if "allow_pickle" in reason:  # what NumPy says of any other file, with the advice to run it
+                reason = "it is no archive of arrays"
+            raise UserInputError(f"affinity {path}: {reason}; {fix}") from None
