@@ -220,6 +220,12 @@ def test_broken_checkpoints_are_found_before_ranks_start(
         assert re.search(rf"--ckpt_path {path}: not a complete checkpoint, {told}; give one", line), line
 
 
+def test_a_part_of_a_checkpoint_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run_ranks(overwrite, world_size=1, args=(str(tmp_path / "a.ckpt"), 3.0))
+    line = refused(["test", *QUICK, "--ckpt_path", str(tmp_path / "a.ckpt" / "rest.pt")], capfd)
+    assert "not a complete checkpoint, it is a part of the one that is the folder around it; give" in line
+
+
 def test_a_checkpoint_that_a_killed_run_has_left_aside_is_found(tmp_path: Path) -> None:
     run_ranks(overwrite, world_size=1, args=(str(tmp_path / "a.ckpt"), 3.0))
     (tmp_path / "a.ckpt").rename(tmp_path / "a.ckpt.previous")

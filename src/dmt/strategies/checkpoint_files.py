@@ -65,6 +65,8 @@ class _MetadataUnpickler(pickle.Unpickler):
 def incompleteness(checkpoint: Path) -> str | None:
     """What keeps a file or a directory from being a whole checkpoint, as far as this is seen without reading it."""
     if not checkpoint.is_dir():
+        if checkpoint.name == REST and (checkpoint.parent / METADATA).is_file():
+            return "it is a part of the one that is the folder around it"
         return None if zipfile.is_zipfile(checkpoint) else "its end is missing, or it is something else"
     for needed in (REST, METADATA):
         if not (checkpoint / needed).is_file():
