@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _verb(arguments[0])(arguments)
     except UserInputError as error:
-        if not (error.on_every_rank and not _is_first_rank()):
+        if not error.on_every_rank or _is_first_rank():
             print(f"dmt: error: {' '.join(str(error).split())}", file=sys.stderr)
         _leave_process_groups()
         raise SystemExit(2) from None

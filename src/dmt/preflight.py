@@ -21,8 +21,6 @@ from dmt.lightning_cli import DmtCLI, NamedCLI, parsed_cli
 from dmt.modules import click_metrics
 from dmt.schema import CategoricalFeature, FeatureSchema
 
-_LOGGER = "--trainer.logger+=CSVLogger and --trainer.logger.save_dir=runs"
-
 
 class _CheckedCLI(DmtCLI):
     """Does all that comes before data is prepared and ranks are launched."""
@@ -74,7 +72,10 @@ def answers(question: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
 def _check_result(trainer: Trainer, data: ClickDataModule) -> None:
     """Raise :class:`UserInputError` where a run would end without the summary that `dmt sweep` reads."""
     if not trainer.loggers:
-        raise UserInputError(f"trainer.logger=false: a run without a logger leaves no result; write {_LOGGER}")
+        raise UserInputError(
+            "trainer.logger=false: a run without a logger leaves no result; write --trainer.logger+=CSVLogger and "
+            "--trainer.logger.save_dir=runs"
+        )
     for split, is_wanted in (("train", True), ("valid", bool(trainer.limit_val_batches)), ("test", True)):
         if is_wanted and not data.has_split(split):
             raise UserInputError(f"data: there is no {split} split, and a trial needs it for its result; add the file")

@@ -45,7 +45,7 @@ def run_partition_command(arguments: list[str]) -> None:
     """``dmt partition --affinity FILE|--checkpoint FILE --towers T --output FILE``."""
     options = _parse(arguments)
     for name in _WRITTEN:
-        check_new_file(f"--{name.replace('_', '-')}", getattr(options, name))
+        check_new_file(_option(name), getattr(options, name))
     affinity = Affinity.load(options.affinity) if options.affinity else _probe(options)
     costs = _costs(options, affinity)
     partitioner = TowerPartitioner(
@@ -152,7 +152,7 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("steps", "batches"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserInputError(f"--{name} {getattr(options, name)}: give at least 1")
-    written = [(f"--{name.replace('_', '-')}", getattr(options, name)) for name in _WRITTEN]
+    written = [(_option(name), getattr(options, name)) for name in _WRITTEN]
     for index, (option, path) in enumerate(written):
         for other, same in written[:index]:
             if path is not None and same is not None and path.resolve() == same.resolve():
@@ -163,9 +163,9 @@ def _check_is_read(options: argparse.Namespace) -> None:
     """Refuse options that the others leave without a meaning."""
     is_auto, is_measured = options.method == AUTO, options.checkpoint is not None
     unread = {
-        "save_affinity": (not is_measured, "nothing is measured; give --checkpoint"),
-        "probe": (not is_measured, "nothing is measured; give --checkpoint"),
-        "batches": (not is_measured, "nothing is measured; give --checkpoint"),
+        **dict.fromkeys(
+            ("save_affinity", "probe", "batches"), (not is_measured, "nothing is measured; give --checkpoint")
+        ),
         "config": (not (is_measured or is_auto), "nothing is measured or trained; give --checkpoint or --method auto"),
         "steps": (not is_auto, "nothing is trained; give --method auto"),
         "dims": (
@@ -176,7 +176,11 @@ def _check_is_read(options: argparse.Namespace) -> None:
     for name, (is_unread, told) in unread.items():
         value = getattr(options, name)
         if value is not None and is_unread:
-            raise UserInputError(f"--{name.replace('_', '-')} {value}: {told}")
+            raise UserInputError(f"{_option(name)} {value}: {told}")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _probe(options: argparse.Namespace) -> Affinity:

@@ -6,6 +6,7 @@ Shape legend: F points, d dimensions, T groups.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -239,6 +240,16 @@ class _Solution(NamedTuple):
     is_proven: bool  # that there is none better
 
 
+def rounded_up(load: float) -> float:
+    """To three digits, so that whoever allows what is told allows enough.
+
+    Example:
+        >>> rounded_up(1.2341), rounded_up(1.25)
+        (1.235, 1.25)
+    """
+    return ceil(round(load * 1000, 6)) / 1000
+
+
 def _loads(groups: np.ndarray, bounds: Bounds) -> np.ndarray:
     """What the points of each group cost, in units of the mean."""
     assert bounds.costs is not None
@@ -331,12 +342,10 @@ def _refusal(costs: np.ndarray, bounds: Bounds, *, evenest: _Solution | None = N
         )
     else:
         load = _loads(evenest.groups, bounds).max()
-        # Upwards, so that what is told is enough.
-        enough = np.ceil(np.round(load * 1000, 6)) / 1000
         found, least = ("", "") if evenest.is_proven else (" that were found", "at least ")
         fix = (
-            f"the evenest such towers{found} cost up to {load * bounds.mean_cost:.6g}, {enough:.3f} times their mean: "
-            f"allow {least}that"
+            f"the evenest such towers{found} cost up to {load * bounds.mean_cost:.6g}, {rounded_up(load):.3f} times "
+            f"their mean: allow {least}that"
         )
     return UserInputError(
         f"{costs.shape[0]} features cannot be put into {costs.shape[1]} towers with {', '.join(wanted)}; {fix}"

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from dmt.errors import UserInputError
 from dmt.partition.affinity import Affinity, is_number
-from dmt.partition.balanced import Bounds, cluster, size_ranges
+from dmt.partition.balanced import Bounds, cluster, rounded_up, size_ranges
 from dmt.partition.baselines import BASELINES, divide
 from dmt.partition.geometry import distances, place
 from dmt.plan import TowerPlan
@@ -356,9 +356,9 @@ class TowerPartitioner(BaseEstimator):
         loads, mean = self._loads(towers), self._mean_load()
         worst = max(range(len(loads)), key=lambda tower: loads[tower])
         if loads[worst] > self.max_load * mean * (1 + 1e-9):
-            enough = ceil(round(loads[worst] / mean * 1000, 6)) / 1000
             raise UserInputError(
-                f"max_load={self.max_load}: tower {worst} of method {self.method} costs {enough:.3f} times the mean, "
+                f"max_load={self.max_load}: tower {worst} of method {self.method} costs "
+                f"{rounded_up(loads[worst] / mean):.3f} times the mean, "
                 f"{loads[worst] / (self.max_load * mean) - 1:.1%} too much; a baseline's rule does not look at the "
                 f"bound, so allow that, or use one of {', '.join(LEARNED)}"
             )

@@ -75,10 +75,13 @@ def incompleteness(checkpoint: Path) -> str | None:
         return f"the end of {REST} is missing"
     try:
         metadata = MetadataReader(checkpoint).read_metadata()
-        stored = [(info.relative_path, info.offset + info.length) for info in metadata.storage_data.values()]
+        # A file holds many tensors, and on storage that machines share each look at it is a message.
+        ends: dict[str, int] = {}
+        for info in metadata.storage_data.values():
+            ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
     except Exception as error:  # what is no pickle fails in any way
         return f"{METADATA} cannot be read ({_brief(error)})"
-    for name, end in stored:
+    for name, end in ends.items():
         if not (checkpoint / name).is_file():
             return f"it has no {name}"
         if (checkpoint / name).stat().st_size < end:
