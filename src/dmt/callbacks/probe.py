@@ -87,7 +87,10 @@ class Probe(Callback, ABC):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         started = time.monotonic()
-        affinity = self.measure(trainer, self.check(trainer, pl_module))
+        model, device = self.check(trainer, pl_module), pl_module.device
+        model.to(trainer.strategy.root_device)  # Lightning has moved all but the tables to the CPU by now
+        affinity = self.measure(trainer, model)
+        model.to(device)
         folder = run_folder(trainer)  # a collective: every rank asks
         seconds = time.monotonic() - started
         if trainer.is_global_zero:

@@ -66,7 +66,7 @@ class DotInteraction(nn.Module):
 
 def _product_dtype(vectors: Tensor) -> torch.dtype:
     kind = vectors.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if not vectors.is_meta and torch.is_autocast_enabled(kind):  # there is none on the meta device
         return torch.get_autocast_dtype(kind)
     return vectors.dtype
 
