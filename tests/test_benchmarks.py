@@ -52,6 +52,32 @@ def test_interactions_are_compared() -> None:
     assert {len(row.split("|")) for row in rows} == {len(heads)}
 
 
+def test_parts_of_a_step_are_measured() -> None:
+    small = ["--rows", "50", "--batch-size", "8", "--rounds", "2", "--calls", "1", "--sizes", "step", "paper-8t"]
+    page = run("benchmarks/components.py", *small, "--modes", "float32", "bf16")
+    tables = [[[cell.strip() for cell in line.split("|")[1:-1]] for line in own.splitlines()] for own in _tables(page)]
+    assert all(len({len(row) for row in rows}) == 1 for rows in tables)
+    steps, *by_size = tables
+    assert [row[:2] for row in steps[2:]] == [[s, m] for s in ("step", "paper-8t") for m in ("float32", "bf16")]
+    parts = ["embedding lookup", "bottom arch", "dot interaction", "over arch", "loss", "Adam of dense layers"]
+    with_towers = [parts[0], "tower modules", *parts[1:]]
+    for (times, ceilings), names in zip((by_size[:2], by_size[2:]), (parts, with_towers), strict=True):
+        rest = ["sum of the parts", "step less this sum", "**training step**"]
+        assert [row[0] for row in times[2:]] == [*names, *rest]
+        passes = [f"{name}, {direction}" for name in names[:-1] for direction in ("forward", "backward")]
+        assert [row[0] for row in ceilings[2:]] == [*passes, names[-1]]
+        found = {row[0]: dict(zip(ceilings[0], row, strict=True)) for row in ceilings[2:]}
+        over = [float(found[f"over arch, {direction}"]["GFLOP"]) for direction in ("forward", "backward")]
+        assert over[1] == pytest.approx(2 * over[0], rel=0.01)  # gradients of what it reads, and of its weights
+        assert found["embedding lookup, forward"]["GFLOP"] == "–"
+    # 8 samples: the ids, a distinct row for nearly each, and the output; two multiplications of 26 x 8 x 128 floats.
+    assert 0.1 < float(found["embedding lookup, forward"]["MB at least"]) <= (26 * 8 * (8 + 2 * 128 * 4)) / 1e6 + 1e-3
+
+
+def _tables(page: str) -> list[str]:
+    return [block for block in page.split("\n\n") if block.startswith("| ")]
+
+
 def test_steps_are_compared_with_flat_ones_of_the_same_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     step = importlib.import_module("step")

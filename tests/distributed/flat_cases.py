@@ -22,7 +22,7 @@ from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies.flat import FlatStage
 from dmt.strategies.flat_meter import count_torchrec
 from dmt.strategies.topology import Topology
-from tests.distributed.harness import init_gloo
+from tests.distributed.harness import join_world
 from tests.distributed.stage_cases import Case, Reference, assert_near, check_case, draw_batch, draw_case
 from tests.distributed.strategy_cases import build, one_case, share, train, whole_state
 
@@ -48,7 +48,7 @@ def draw_kinds(case: Case, rng: random.Random) -> dict[str, str]:
 
 def check_shardings(ranks_per_host: int, seed: int, num_cases: int) -> list[str]:
     """Random stages under every sharding against plain torch; returns the shardings that were checked."""
-    init_gloo()
+    join_world()
     topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
     rng = random.Random(seed)
     for sharding in SHARDINGS:
@@ -86,7 +86,7 @@ def counted_payload() -> Iterator[list[int]]:
 
 def payload_bytes(seed: int) -> dict[str, dict[str, tuple[int, int]]]:
     """Bytes that this rank's collectives were given, forward and backward: ``{kind: {precisions: bytes}}``."""
-    init_gloo()
+    join_world()
     topology = Topology(world_size=dist.get_world_size(), ranks_per_host=2)
     optimizer = EmbeddingOptimizer(name="sgd", learning_rate=1.0)
     batch = draw_batch(build(optimizer).schema, 8 * topology.world_size, random.Random(seed))
@@ -110,7 +110,7 @@ def payload_bytes(seed: int) -> dict[str, dict[str, tuple[int, int]]]:
 
 def sent_and_predicted(ranks_per_host: int, seed: int) -> list[tuple[str, dict[str, int], dict[str, float]]]:
     """Bytes of a step under every kind and some precisions: those that this rank sent, and a rank's predicted mean."""
-    init_gloo()
+    join_world()
     topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
     rng, found = random.Random(seed), []
     for sharding in SHARDINGS:
@@ -151,7 +151,7 @@ def sent_and_predicted(ranks_per_host: int, seed: int) -> list[tuple[str, dict[s
 
 def check_small_gradients() -> float:
     """Largest relative error of gradients of a mean over a large batch, below what fp16 alone could hold."""
-    init_gloo()
+    join_world()
     topology = Topology(world_size=dist.get_world_size(), ranks_per_host=1)
     optimizer = EmbeddingOptimizer(name="sgd", learning_rate=1.0)
     batch_size, worst = 4096, 0.0
@@ -174,7 +174,7 @@ def check_small_gradients() -> float:
 
 def check_inference(seed: int) -> None:
     """Outputs without gradients, as validation asks for them, between two training batches' distribution."""
-    init_gloo()
+    join_world()
     topology = Topology(world_size=dist.get_world_size(), ranks_per_host=1)
     optimizer = EmbeddingOptimizer(name="sgd", learning_rate=1.0)
     for kind in ("table_wise", "row_wise"):
@@ -191,7 +191,7 @@ def check_inference(seed: int) -> None:
 
 def check_built_tables() -> None:
     """A plain stage that has tables already, as a loaded model has, keeps them."""
-    init_gloo()
+    join_world()
     topology = Topology(world_size=dist.get_world_size(), ranks_per_host=2)
     plain = build(EmbeddingOptimizer(name="adagrad"))
     with torch.no_grad():
@@ -205,7 +205,7 @@ def check_built_tables() -> None:
 
 def check_wrong_ids() -> None:
     """An id beyond its table is an error also where TorchRec would send it to another row of another rank."""
-    init_gloo()
+    join_world()
     topology = Topology(world_size=dist.get_world_size(), ranks_per_host=1)
     for kind in ("row_wise", "table_row_wise"):
         with deferred_tables():
@@ -220,7 +220,7 @@ def check_wrong_ids() -> None:
 
 def table_row_wise_layouts() -> list[tuple[int, list[int]]]:
     """Ranks of a host in each of several layouts of one process, and the ranks that a table is on."""
-    init_gloo()
+    join_world()
     found = []
     for ranks_per_host in (2, 4, 1, 2):
         topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
@@ -238,7 +238,7 @@ def table_row_wise_layouts() -> list[tuple[int, list[int]]]:
 
 def planner_choices(seed: int) -> list[str]:
     """Kinds that the planner chose for rowwise_adagrad and for int8; and what it says of tables too large."""
-    init_gloo()
+    join_world()
     topology = Topology(world_size=dist.get_world_size(), ranks_per_host=2)
     found = []
     with deferred_tables():

@@ -25,7 +25,7 @@ from dmt.strategies.flat import FlatStage
 from dmt.strategies.sptt import ProcessGroups, SpttStage
 from dmt.strategies.stage import ShardedStage
 from dmt.strategies.topology import Topology
-from tests.distributed.harness import init_gloo
+from tests.distributed.harness import join_world
 
 # Sums of up to a few hundred float32 products, in another order on each layout: rounding of about
 # sqrt(300) * 6e-8 = 1e-6 of the largest partial sum, whatever the sum itself comes to; 1e-5 leaves a factor ten.
@@ -129,13 +129,15 @@ def draw_batch(schema: FeatureSchema, size: int, rng: random.Random) -> KeyedJag
     """A batch of ``size`` samples: one id each, or zero to four of them."""
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     lengths, ids = [], []
-    for feature in schema.categorical:
-        drawn = torch.randint(0, 5, (size,), generator=generator) if feature.multi_hot else torch.ones(size)
-        lengths.append(drawn.to(torch.int32))
-        ids.append(torch.randint(0, feature.num_embeddings, (int(drawn.sum()),), generator=generator))
-    values = torch.cat(ids)
-    weights = torch.rand(values.numel(), generator=generator) if schema.weighted else None
-    return KeyedJaggedTensor(list(schema.feature_names), values, weights, lengths=torch.cat(lengths))
+    with torch.device("cpu"):  # of the generator: the same on every device
+        for feature in schema.categorical:
+            drawn = torch.randint(0, 5, (size,), generator=generator) if feature.multi_hot else torch.ones(size)
+            lengths.append(drawn.to(torch.int32))
+            ids.append(torch.randint(0, feature.num_embeddings, (int(drawn.sum()),), generator=generator))
+        values = torch.cat(ids)
+        weights = torch.rand(values.numel(), generator=generator) if schema.weighted else None
+        batch = KeyedJaggedTensor(list(schema.feature_names), values, weights, lengths=torch.cat(lengths))
+    return batch.to(torch.get_default_device())
 
 
 def rows_of(batch: KeyedJaggedTensor, start: int, end: int) -> KeyedJaggedTensor:
@@ -178,6 +180,10 @@ class Reference(nn.Module):
         return torch.cat(outputs, dim=1)
 
 
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def assert_near(found: Tensor, wanted: Tensor, name: str) -> None:
     """Equal up to float32 rounding of sums as large as the largest element."""
     largest = max(float(wanted.detach().abs().max()), 1.0) if wanted.numel() else 1.0
@@ -196,7 +202,7 @@ def groups_of(topology: Topology) -> ProcessGroups:
 
 
 def shard(kind: str, plain: TowerStage, topology: Topology, **options: Any) -> ShardedStage:
-    device = torch.device("cpu")
+    device = torch.get_default_device()
     if kind == "torchrec":
         return FlatStage(plain, topology=topology, device=device, **options)
     return SpttStage(
@@ -234,7 +240,8 @@ def check_case(
     ]
     for step, (batch, sizes) in enumerate(zip(batches, all_sizes, strict=True)):
         total, start = sum(sizes), sum(sizes[:rank])
-        weights = torch.randn(total, stage.out_features, stage.out_dim, generator=torch.Generator().manual_seed(total))
+        weights = torch.randn(total, stage.out_features, stage.out_dim, device="cpu", generator=_seeded(total))
+        weights = weights.to(batch.device())
 
         optimizer.zero_grad()
         expected = reference(batch)
@@ -318,7 +325,7 @@ def draw_options(case: Case, topology: Topology, rng: random.Random) -> dict[str
 
 def check_many(ranks_per_host: int, hosts_per_group: int, seed: int, num_cases: int, steps: int) -> int:
     """Check random cases; every second one with all that a stage can do. Returns how many were checked."""
-    init_gloo()
+    join_world()
     rng = random.Random(seed)
     world_size = dist.get_world_size()
     topology = Topology(world_size=world_size, ranks_per_host=ranks_per_host, hosts_per_group=hosts_per_group)
@@ -343,7 +350,7 @@ def stage_state_shapes(kind: str, optimizer_name: str, **options: Any) -> dict[s
 
 def all_state_shapes() -> list[dict[str, list[tuple[int, ...]]]]:
     """:func:`stage_state_shapes` of both strategies with every optimiser."""
-    init_gloo()
+    join_world()
     return [stage_state_shapes(kind, name) for kind in ("sptt", "torchrec") for name in OPTIMIZERS]
 
 

@@ -21,7 +21,7 @@ from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies.checkpoint import CheckpointDirectory
 from dmt.strategies.stage import ShardedStage
 from dmt.strategies.topology import Topology
-from tests.distributed.harness import init_gloo
+from tests.distributed.harness import join_world
 from tests.distributed.stage_cases import TOLERANCE, Reference, draw_batch, rows_of, shard
 
 
@@ -54,7 +54,7 @@ def whole_state(state: ShardedState) -> dict[str, Tensor]:
     wholes: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for name, (offsets, shape, part) in ((n, part) for held in everyone for n, parts in held.items() for part in parts):
-        whole = wholes.setdefault(name, torch.zeros(shape, dtype=part.dtype))
+        whole = wholes.setdefault(name, torch.zeros(shape, dtype=part.dtype, device=part.device))
         count = counts.setdefault(name, torch.zeros(shape, dtype=torch.int32))
         block = tuple(slice(start, start + size) for start, size in zip(offsets, part.shape, strict=True))
         whole[block], count[block] = part, count[block] + 1
@@ -86,7 +86,7 @@ def check_optimizers(
 
     The checkpoint of each kind is read by the next one, whose state must be that of the plain stage.
     """
-    init_gloo()
+    join_world()
     topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
     rng, checked = random.Random(seed), []
     for name in optimizers:
@@ -123,10 +123,12 @@ UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 """Of rounding to the nearest value of 11 or 8 significant bits."""
 
 
-def check_precision(strategy: str, kinds: Sequence[str], precision: str, seed: int) -> list[str]:
+def check_precision(
+    strategy: str, kinds: Sequence[str], precision: str, seed: int, ranks_per_host: int = 2
+) -> list[str]:
     """Outputs and row gradients within the precision's own rounding of float32, and really narrower."""
-    init_gloo()
-    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=2)
+    join_world()
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
     rng = random.Random(seed)
     optimizer = EmbeddingOptimizer(name="sgd", learning_rate=1.0)
     for kind in kinds:

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import Tensor
 
 from dmt.callbacks import WeightAverage
@@ -22,6 +23,7 @@ from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
 from dmt.strategies import SpttStrategy, TorchRecStrategy, TowerCheckpointIO
 from dmt.strategies.strategy import TowerStrategy
+from tests.distributed import staged_group
 
 GLOBAL_BATCH = 24
 # Seven global batches; the last holds 3 samples, so that ranks get one sample or none.
@@ -46,6 +48,7 @@ class Run:
         limits: more arguments of the Trainer.
         averages: end with averages of the weights.
         num_sets: top archs side by side, each with a part of the columns.
+        device: where to train; all ranks share it where it is a GPU.
     """
 
     strategy: str
@@ -61,6 +64,19 @@ class Run:
     limits: dict[str, Any] = field(default_factory=dict)
     averages: bool = False
     num_sets: int = 1
+    device: str = "cpu"
+
+
+class SharedGpu(CUDAAccelerator):
+    """One GPU for all ranks."""
+
+    @staticmethod
+    def parse_devices(devices: Any) -> Any:
+        return devices
+
+    @staticmethod
+    def get_parallel_devices(devices: Any) -> list[torch.device]:
+        return [torch.device("cuda", 0)] * int(devices)
 
 
 def make_model(run: Run, over_layers: Sequence[int] = (16,)) -> ClickModel:
@@ -96,10 +112,12 @@ def make_trainer(run: Run, world_size: int) -> L.Trainer:
     kinds = {"sptt": SpttStrategy, "torchrec": TorchRecStrategy}
     strategy: Any = "auto"
     if run.strategy != "auto":
-        strategy = kinds[run.strategy](ranks_per_host=run.ranks_per_host, **run.options)
+        staged_group.register()
+        backend = None if run.device == "cpu" or world_size == 1 else staged_group.NAME
+        strategy = kinds[run.strategy](ranks_per_host=run.ranks_per_host, process_group_backend=backend, **run.options)
     averages = [WeightAverage(decay=0.6, every_n_steps=2)] if run.averages else []
     return L.Trainer(
-        accelerator="cpu",
+        accelerator="cpu" if run.device == "cpu" else SharedGpu(),
         devices=world_size // run.num_nodes,
         num_nodes=run.num_nodes,
         strategy=strategy,

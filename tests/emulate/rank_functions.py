@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from dmt.emulate import own_link_counters
-from tests.distributed.harness import init_gloo
+from tests.distributed.harness import join_world
 
 
 def fan(num_floats: int) -> dict[str, float]:
@@ -16,7 +16,7 @@ def fan(num_floats: int) -> dict[str, float]:
 
     It starts both and waits for the last word of both, so no message was under way outside of what it timed.
     """
-    init_gloo()
+    join_world()
     others = range(1, dist.get_world_size())
     data, word = torch.zeros(num_floats), torch.zeros(1)
     if dist.get_rank() in others:
@@ -40,7 +40,7 @@ def fan(num_floats: int) -> dict[str, float]:
 
 def exchange(num_bytes: int) -> int:
     """Payload bytes that leave this rank's host while every rank sends ``num_bytes`` to each other one."""
-    init_gloo()
+    join_world()
     sent = torch.zeros(num_bytes * dist.get_world_size(), dtype=torch.uint8)
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent)  # connects
@@ -53,7 +53,7 @@ def exchange(num_bytes: int) -> int:
 
 def environment() -> tuple[int, ...]:
     """What a launcher tells a rank, confirmed by a collective."""
-    init_gloo()
+    join_world()
     total = torch.ones(1)
     dist.all_reduce(total)
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -62,7 +62,7 @@ def environment() -> tuple[int, ...]:
 
 def fail_on(rank: int) -> None:
     """One rank raises, the others wait for it in a collective."""
-    init_gloo()
+    join_world()
     if dist.get_rank() == rank:
         raise ValueError(f"rank {rank} fails on purpose")
     dist.all_reduce(torch.ones(1))

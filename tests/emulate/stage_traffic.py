@@ -16,7 +16,7 @@ from dmt.plan import TowerPlan
 from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies.sptt import ProcessGroups, SpttStage
 from dmt.strategies.topology import Topology
-from tests.distributed.harness import init_gloo
+from tests.distributed.harness import join_world
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Counted:
 
 def count_steps(ranks_per_host: int, hosts_per_group: int, seed: int, steps: int) -> Counted:
     """Train a random stage and count what crosses hosts."""
-    init_gloo()
+    join_world()
     rng = random.Random(seed)
     topology = Topology(
         world_size=dist.get_world_size(), ranks_per_host=ranks_per_host, hosts_per_group=hosts_per_group

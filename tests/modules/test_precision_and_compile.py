@@ -45,7 +45,9 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def first_step(options: dict[str, Any], *, precision: str, compile_layers: bool = False) -> tuple[float, Tensor]:
+def first_step(
+    options: dict[str, Any], *, precision: str, compile_layers: bool = False, accelerator: str = "cpu"
+) -> tuple[float, Tensor]:
     """Loss of the first batch of a fit, and the gradients of all dense layers, end to end."""
     L.seed_everything(3, verbose=False)
     model, data = make_model(compile_layers=compile_layers, **options), make_data()
@@ -56,7 +58,7 @@ def first_step(options: dict[str, Any], *, precision: str, compile_layers: bool 
             gradients = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
             found["gradients"] = torch.cat(gradients).clone()
 
-    trainer = make_trainer(precision=precision, max_steps=1, callbacks=[Recorder()])
+    trainer = make_trainer(precision=precision, max_steps=1, callbacks=[Recorder()], accelerator=accelerator)
     trainer.fit(model, datamodule=data)
     return float(trainer.callback_metrics["train/loss"]), found["gradients"]
 

@@ -143,19 +143,3 @@ def test_a_gradient_spread_from_one_number_is_read_right(seed: int, rng: random.
     plain.train_step(batch, torch.ones(BATCH, WIDTH))
     bags(*batch).sum().backward()
     plain.assert_equals(bags)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="FBGEMM's Adam is for GPUs only")
-def test_the_gpu_takes_the_same_steps(seed: int, rng: random.Random) -> None:
-    bags = make(seed, name="adam")
-    with torch.device("cuda"):
-        on_gpu = make(seed, name="adam")
-    for _ in range(3):
-        batch, gradient = draw_bags(rng, weighted=True), torch.randn(BATCH, WIDTH)
-        moved = Bags(*(part.cuda() for part in batch))
-        with torch.no_grad():
-            on_gpu(*moved)  # FBGEMM would count this as a step
-        train_step(bags, batch, gradient)
-        train_step(on_gpu, moved, gradient.cuda())
-    for key, value in bags.state_dict().items():
-        torch.testing.assert_close(on_gpu.state_dict()[key].cpu(), value, **TOLERANCE)

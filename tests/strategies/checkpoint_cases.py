@@ -21,7 +21,7 @@ from dmt.modules.shards import TensorShard
 from dmt.strategies import TowerCheckpointIO
 from dmt.strategies.agreement import succeed_together
 from dmt.strategies.checkpoint import CheckpointDirectory, Entry
-from tests.distributed.harness import init_gloo
+from tests.distributed.harness import join_world
 from tests.distributed.training_cases import Run, make_data, make_model, make_trainer
 
 Block = tuple[tuple[int, int], ...]  # first index and the one after the last, by dimension
@@ -84,7 +84,7 @@ def draw_layout(tensors: dict[str, Tensor], rng: random.Random) -> dict[str, lis
 
 def write_and_read(path: str, seed: int, num_cases: int) -> int:
     """Write random layouts and read each as another one, and as whole tensors; all bit for bit."""
-    init_gloo()
+    join_world()
     for index in range(num_cases):
         rng = random.Random(seed + index)
         tensors = draw_tensors(rng)
@@ -110,14 +110,14 @@ def write_and_read(path: str, seed: int, num_cases: int) -> int:
 
 
 def write_what_all_ranks_hold(path: str, num_floats: int) -> None:
-    init_gloo()
+    join_world()
     tower = torch.arange(float(num_floats)).requires_grad_()  # a parameter, as tower modules have
     CheckpointDirectory(Path(path)).save({"state_dict": {"tower": [TensorShard.whole(tower)], "dense": tower}})
 
 
 def write_incomplete(path: str) -> None:
     """Blocks that leave a gap, or overlap, are refused, and leave no checkpoint behind."""
-    init_gloo()
+    join_world()
     whole, rank = torch.arange(8.0).view(4, 2), dist.get_rank()
     for rows in [(rank, rank + 1), (rank, rank + 3)]:
         block = (rows, (0, 2))
@@ -128,7 +128,7 @@ def write_incomplete(path: str) -> None:
 
 def overwrite_and_die(path: str) -> None:
     """Killed between the two renames of an overwritten checkpoint; then another run overwrites it again."""
-    init_gloo()
+    join_world()
     directory = CheckpointDirectory(Path(path))
     directory.save({**REST, "state_dict": {"w": torch.ones(3)}})
     rename = Path.rename
@@ -144,7 +144,7 @@ def overwrite_and_die(path: str) -> None:
 
 
 def overwrite(path: str, value: float) -> None:
-    init_gloo()
+    join_world()
     CheckpointDirectory(Path(path)).save({**REST, "state_dict": {"w": torch.full((3,), value)}})
 
 
@@ -174,12 +174,12 @@ class Trap:
 
 
 def write_trap(path: str, folder: str) -> None:
-    init_gloo()
+    join_world()
     CheckpointDirectory(Path(path)).save({"state_dict": {"stage.extra_state": Trap(Path(folder))}})
 
 
 def fail_on_one_rank() -> tuple[str, str, bool]:
-    init_gloo()
+    join_world()
 
     def read() -> str:
         if dist.get_rank() == 1:

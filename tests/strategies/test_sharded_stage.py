@@ -16,14 +16,14 @@ from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies import SpttStrategy
 from dmt.strategies.stage import Distributed, ShardedStage
 from dmt.strategies.topology import Topology
-from tests.distributed.harness import init_gloo, run_ranks
+from tests.distributed.harness import join_world, run_ranks
 from tests.distributed.stage_cases import shard
 from tests.strategies.test_stage import make_stage
 
 
 def stage_outputs_of_changed_batches() -> list[list[tuple[bool, bool]]]:
     """Runs in a rank: whether a stage's output is that of the batch it is given, after another was sent ahead."""
-    init_gloo()
+    join_world()
     topology = Topology(world_size=dist.get_world_size(), ranks_per_host=1)
     names = ["a", "b"]
     features = [CategoricalFeature(name=name, num_embeddings=9, multi_hot=True) for name in names]
@@ -85,7 +85,7 @@ def test_ids_that_went_ahead_are_used_for_their_own_batch_only() -> None:
 
 def failing_stage() -> tuple[bool, int]:
     """Runs in a rank: what is left of a distribution one of whose steps fails."""
-    init_gloo()
+    join_world()
     stage = shard("sptt", make_stage(3), Topology(world_size=1, ranks_per_host=1))
 
     def steps() -> Generator[None, None, Distributed]:
@@ -119,7 +119,7 @@ class Projection(TowerModule):
 
 
 def buffers_of_a_tower() -> list[list[float]]:
-    init_gloo()
+    join_world()
     torch.manual_seed(dist.get_rank())
     stage = shard("sptt", make_stage(3, tower=Projection), Topology(world_size=2, ranks_per_host=2))
     return [buffer.flatten().tolist() for buffer in stage.towers["0"].buffers()]

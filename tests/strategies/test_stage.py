@@ -14,7 +14,7 @@ from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies.flat import FlatStage
 from dmt.strategies.stage import table_costs, wire_id_dtype
 from dmt.strategies.topology import Topology
-from tests.distributed.harness import init_gloo, run_ranks
+from tests.distributed.harness import join_world, run_ranks
 
 
 def make_stage(
@@ -65,7 +65,7 @@ def test_ids_travel_in_four_bytes_while_they_fit(rows: int, dtype: torch.dtype) 
 
 def flat_stage_errors(names: list[str]) -> list[str]:
     """Runs in a rank: why a column of each name cannot be sharded by TorchRec."""
-    init_gloo()
+    join_world()
     errors = []
     for name in names:
         try:

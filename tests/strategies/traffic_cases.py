@@ -14,7 +14,7 @@ from dmt.schema import FeatureSchema
 from dmt.strategies.stage import wire_id_dtype
 from dmt.strategies.topology import Topology
 from dmt.strategies.traffic import FLOAT_BYTES, StageShape, sptt_traffic
-from tests.distributed.harness import init_gloo
+from tests.distributed.harness import join_world
 from tests.distributed.stage_cases import draw_case, draw_options, shard
 
 Bytes = dict[tuple[str, str], float]
@@ -84,7 +84,7 @@ def even_batch(schema: FeatureSchema, size: int, length_dtype: torch.dtype) -> K
 
 def measure(layouts: Sequence[tuple[int, int]], seed: int, num_cases: int) -> list[dict[str, Any]]:
     """Random stages in every layout (ranks per host, hosts per group); every rank draws the same ones."""
-    init_gloo()
+    join_world()
     rng = random.Random(seed)
     results = []
     for ranks_per_host, hosts_per_group in layouts:
