@@ -51,7 +51,7 @@ DEVICE = torch.device("cuda", 0) if ON_GPU else torch.device("cpu")
 COMPILED = "-compiled"
 GPU_MODES, CPU_MODES = ("TF32", "bf16", "TF32-compiled", "bf16-compiled"), ("bf16", "float32-compiled", "bf16-compiled")
 MODES = ["float32", *(GPU_MODES if ON_GPU else CPU_MODES)]
-PAUSE_CYCLES = 5_000_000  # a call: some 3 ms, longer than the host takes to queue one
+PAUSE_CYCLES = 15_000_000  # a call: some 8 ms, longer than a slow host takes to queue one
 
 Ceilings = dict[str, float]  # TFLOP/s of a matrix product by precision, and GB/s of a "copy"
 

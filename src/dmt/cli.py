@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from dmt.errors import UserInputError, nearest
@@ -44,6 +45,9 @@ dmt preprocess criteo --help and dmt preprocess tabular --help have the options.
 """
 
 
+_GRACE_S = 10.0
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
@@ -62,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserInputError as error:
         if not error.on_every_rank or _is_first_rank():
             print(f"dmt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _end_soon(2)
         _leave_process_groups()
         raise SystemExit(2) from None
     except (KeyboardInterrupt, SystemExit) as end:
@@ -72,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if _is_first_rank():
             print(f"dmt: ended by {asked.name}{goes_on}", file=sys.stderr)
         raise SystemExit(128 + asked) from None
+    except Exception:
+        _end_soon(1)
+        raise
     _leave_process_groups()
 
 
@@ -87,6 +95,18 @@ def _asked_to_end(end: BaseException) -> signal.Signals | None:
     lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")
     # With the code of success.
     return signal.SIGTERM if lightning is not None and isinstance(end, lightning.SIGTERMException) else None
+
+
+def _end_soon(code: int) -> None:
+    """End this process in a while, whatever it waits for: NCCL leaves a group only together with all its ranks."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    if distributed.get_backend() == "nccl":
+        sys.stderr.flush()
+        timer = threading.Timer(_GRACE_S, os._exit, [code])
+        timer.daemon = True
+        timer.start()
 
 
 def _leave_process_groups() -> None:

@@ -13,8 +13,7 @@ from tests.distributed.strategy_cases import check_optimizers, check_precision
 from tests.distributed.test_training import assert_same_run, train
 from tests.distributed.training_cases import Run
 
-# TorchRec numbers the GPUs of a host, and here each rank has number 0: a host of its own.
-RANKS_PER_HOST = {"sptt": 2, "torchrec": 1}
+STRATEGIES = ("sptt", "torchrec")
 
 
 def fresh_seed() -> int:
@@ -46,10 +45,7 @@ def test_one_rank_trains_as_on_the_cpu(on_the_cpu: tuple[Path, Any], tmp_path: P
 
 def test_four_ranks_train_as_on_the_cpu_and_checkpoints_move(on_the_cpu: tuple[Path, Any], tmp_path: Path) -> None:
     folder, wanted = on_the_cpu
-    runs = [
-        resumed(folder, tmp_path / f"{strategy}.ckpt", strategy, ranks_per_host=per_host)
-        for strategy, per_host in RANKS_PER_HOST.items()
-    ]
+    runs = [resumed(folder, tmp_path / f"{strategy}.ckpt", strategy, ranks_per_host=2) for strategy in STRATEGIES]
     half = resumed(folder, tmp_path / "half.ckpt", "sptt", ranks_per_host=2, max_steps=4)
     for run, results in zip([*runs, half], train(4, [*runs, half]), strict=True):
         if run is not half:
@@ -74,20 +70,20 @@ def test_sptt_equals_plain_torch() -> None:
 
 
 def test_every_torchrec_sharding_equals_plain_torch() -> None:
-    checked = run_ranks(flat_cases.check_shardings, world_size=4, args=(1, fresh_seed(), 1), device="cuda")
+    checked = run_ranks(flat_cases.check_shardings, world_size=4, args=(2, fresh_seed(), 1), device="cuda")
     assert checked == [list(flat_cases.SHARDINGS)] * 4
 
 
-@pytest.mark.parametrize("strategy", RANKS_PER_HOST)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_optimizer_under_shardings(tmp_path: Path, strategy: str) -> None:
     optimizers, kinds = ("sgd", "adagrad", "rowwise_adagrad"), ("table_wise", "row_wise")
-    arguments = (strategy, RANKS_PER_HOST[strategy], optimizers, kinds, str(tmp_path), fresh_seed())
+    arguments = (strategy, 2, optimizers, kinds, str(tmp_path), fresh_seed())
     [checked, *_] = run_ranks(check_optimizers, world_size=4, args=arguments, device="cuda")
     assert len(checked) == 6
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
-@pytest.mark.parametrize("strategy", RANKS_PER_HOST)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_precision_costs_its_own_rounding(strategy: str, precision: str) -> None:
-    arguments = (strategy, ("table_wise",), precision, fresh_seed(), RANKS_PER_HOST[strategy])
+    arguments = (strategy, ("table_wise",), precision, fresh_seed())
     run_ranks(check_precision, world_size=4, args=arguments, device="cuda")

@@ -1,13 +1,16 @@
 import threading
 from itertools import chain, islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.fabric.utilities import move_data_to_device
+from torchrec.datasets.utils import Batch
 
-from dmt.datamodules import ClickLoader, EvaluationLoader, GlobalBatchSampler, SyntheticClicks, loader
+from dmt.datamodules import ClickLoader, EvaluationLoader, GlobalBatchSampler, RandomClicks, SyntheticClicks, loader
 from dmt.errors import UserInputError
 
 
@@ -232,12 +235,32 @@ def test_an_error_of_a_batch_is_told(num_workers):
         list(EvaluationLoader(Broken(5), batch_sampler=sampler, num_workers=num_workers))
 
 
-def test_pinned_memory_is_asked_for_where_there_is_cuda(monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_pinned_memory_is_asked_for_where_a_gpu_trains(monkeypatch, device):
     asked = []
-    monkeypatch.setattr(loader.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(loader, "DataLoader", lambda *words, pin_memory, **options: asked.append(pin_memory) or [])
-    list(EvaluationLoader(Numbers(5), batch_sampler=GlobalBatchSampler(num_samples=5, global_batch_size=2)))
-    assert asked == [True]
+    data = RandomClicks(num_embeddings=[3], num_dense=1, num_train=4, global_batch_size=2)
+    data.setup()
+    data.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+        global_rank=0,
+        world_size=1,
+        overfit_batches=0,
+        limit_train_batches=1.0,
+    )
+    for batches in (data.train_dataloader(), data.val_dataloader()):
+        list(batches)
+    assert asked == [device == "cuda"] * 2
+
+
+def test_a_batch_is_copied_to_a_gpu_without_waiting(monkeypatch):
+    data, asked = RandomClicks(num_embeddings=[3], num_dense=1, num_train=4, global_batch_size=2), []
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    monkeypatch.setattr(Batch, "to", lambda self, device, wait_free: asked.append((str(device), wait_free)) or self)
+    for device in ("cuda", "cpu"):
+        move_data_to_device(batch, torch.device(device))
+    assert asked == [("cuda", True), ("cpu", False)]
 
 
 def test_global_batch_size_is_positive():

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from dmt.datamodules import ClickDataModule
 from dmt.errors import UserInputError
@@ -12,7 +13,8 @@ from .conftest import NumberedClicks, numbers
 
 def attached(data, **attributes):
     """Attach what a DataModule reads of a Trainer."""
-    defaults = {"overfit_batches": 0, "limit_train_batches": 1.0}
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    defaults = {"overfit_batches": 0, "limit_train_batches": 1.0, "strategy": strategy}
     data.trainer = SimpleNamespace(**(defaults | attributes))
     data.setup()
     return data

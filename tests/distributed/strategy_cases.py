@@ -123,12 +123,10 @@ UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 """Of rounding to the nearest value of 11 or 8 significant bits."""
 
 
-def check_precision(
-    strategy: str, kinds: Sequence[str], precision: str, seed: int, ranks_per_host: int = 2
-) -> list[str]:
+def check_precision(strategy: str, kinds: Sequence[str], precision: str, seed: int) -> list[str]:
     """Outputs and row gradients within the precision's own rounding of float32, and really narrower."""
     join_world()
-    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=ranks_per_host)
+    topology = Topology(world_size=dist.get_world_size(), ranks_per_host=2)
     rng = random.Random(seed)
     optimizer = EmbeddingOptimizer(name="sgd", learning_rate=1.0)
     for kind in kinds:

@@ -8,7 +8,7 @@ import torch
 
 from tests.distributed import own_module_cases as own
 from tests.distributed.harness import run_ranks
-from tests.distributed.training_cases import Run, broadcasts_of_steps, corners, fit_all, load_state
+from tests.distributed.training_cases import Run, corners, fit_all, load_state, waits_of_steps
 
 # Six steps of float32 training. Products over another number of rows differ by rounding (1e-7 relative), and
 # row-wise Adagrad divides a first, small gradient by its own size, which passes relative errors on unreduced: they are
@@ -198,7 +198,8 @@ def test_models_and_trainers_in_other_combinations(
         assert "DDPStrategy on 2 ranks" in found["ddp"]
 
 
-def test_no_step_asks_all_ranks_whether_to_end(tmp_path: Path) -> None:
-    # Lightning's own check of that is a broadcast in every step; `dmt.strategies.ending` takes its private parts away.
-    for steps in run_ranks(broadcasts_of_steps, world_size=2, args=(["sptt", "torchrec"], tmp_path, 2)):
+def test_no_step_waits_for_all_ranks(tmp_path: Path) -> None:
+    # Lightning asks in every step whether to end, by a broadcast; `dmt.strategies.ending` takes its private parts away.
+    # And it has a barrier before every sum, such as that of the loss.
+    for steps in run_ranks(waits_of_steps, world_size=2, args=(["sptt", "torchrec"], tmp_path, 2)):
         assert steps == [[0, 0, 0, 0]] * 2

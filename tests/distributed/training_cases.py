@@ -219,22 +219,24 @@ def load_schema(path: Path) -> FeatureSchema:
     return FeatureSchema.from_dict(stored)
 
 
-class _Broadcasts(L.Callback):
-    """Counts calls of torch's ``broadcast`` up to the start of each of five training steps, and ends the fit."""
+class _Waits(L.Callback):
+    """Counts broadcasts and barriers up to the start of each of five training steps, and ends the fit."""
 
     def __init__(self) -> None:
         self.calls, self.at_starts = 0, list[int]()
-        self._broadcast = torch.distributed.broadcast
+        self._originals = {name: getattr(torch.distributed, name) for name in ("broadcast", "barrier")}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        torch.distributed.broadcast = self._counted
+        for name, original in self._originals.items():
+            setattr(torch.distributed, name, partial(self._counted, original))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        torch.distributed.broadcast = self._broadcast
+        for name, original in self._originals.items():
+            setattr(torch.distributed, name, original)
 
-    def _counted(self, *args: Any, **options: Any) -> Any:
+    def _counted(self, original: Callable[..., Any], *args: Any, **options: Any) -> Any:
         self.calls += 1
-        return self._broadcast(*args, **options)
+        return original(*args, **options)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -243,11 +245,11 @@ class _Broadcasts(L.Callback):
         trainer.should_stop = batch_idx == 4
 
 
-def broadcasts_of_steps(strategies: Sequence[str], folder: Path, world_size: int) -> list[list[int]]:
-    """How many broadcasts each training step but the first began with, by strategy."""
+def waits_of_steps(strategies: Sequence[str], folder: Path, world_size: int) -> list[list[int]]:
+    """How many broadcasts and barriers each training step but the first took, by strategy."""
     found = []
     for name in strategies:
-        counter = _Broadcasts()
+        counter = _Waits()
         run = Run(strategy=name, max_steps=8, save=folder / name, limits={"callbacks": [counter]})
         trainer = make_trainer(run, world_size)
         trainer.fit(make_model(run), datamodule=make_data())

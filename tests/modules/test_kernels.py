@@ -32,6 +32,24 @@ class CountingTables:
         return output
 
 
+@pytest.mark.parametrize(("rows", "dtype"), [(2**30, torch.int32), (2**30 + 1, torch.int64)])
+def test_ids_are_wide_enough_to_number_the_rows_of_all_tables(
+    monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype
+) -> None:
+    class Tables(CountingTables):
+        def get_optimizer_state(self) -> list[dict[str, Tensor]]:
+            return []
+
+        def __call__(self, indices: Tensor, offsets: Tensor, factors: Tensor | None) -> Tensor:
+            assert indices.dtype == offsets.dtype == dtype
+            return self.weights[indices]
+
+    monkeypatch.setattr(kernels, "fbgemm_tables", lambda *_, **__: Tables())
+    kernel = kernels.FbgemmKernel([(rows, 4), (2**30 - 1, 4)], [0, 1], options={}, device=torch.device("cpu"))
+    ids = torch.tensor([0, 2], dtype=torch.int32)
+    assert kernel(ids, torch.arange(3, dtype=torch.int32), None).shape == (2, 4)
+
+
 def test_fbgemms_adam_counts_updates_only(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = CountingTables()
     monkeypatch.setattr(kernels, "fbgemm_tables", lambda *_, **__: tables)

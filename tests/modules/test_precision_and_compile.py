@@ -116,10 +116,10 @@ def test_a_module_that_lightning_compiles_trains_alike() -> None:
     assert metrics[1] == pytest.approx(metrics[0], rel=1e-3)
 
 
-def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("on_gpu", "language"), [(False, r"C\+\+"), (True, "C")])
+def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch, on_gpu: bool, language: str) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(
-        UserInputError, match=r"^compile_layers=True: torch.compile needs a C\+\+ compiler .* install one"
-    ):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    message = rf"^compile_layers=True: torch.compile needs a {language} compiler .* install one"
+    with pytest.raises(UserInputError, match=message):
         ClickModel(compile_layers=True)

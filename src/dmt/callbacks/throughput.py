@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 
 
@@ -42,5 +43,6 @@ class Throughput(Callback):
             # Ranks hold equal batches but for the last of an epoch, which a median does not feel.
             rate = batch.labels.numel() * trainer.world_size / (now - self._last_end)
             self._rates.append(rate)
-            pl_module.log("samples_per_s", rate, prog_bar=True, batch_size=1)
+            # A tensor: Lightning would move a number to the GPU, and wait for it.
+            pl_module.log("samples_per_s", torch.tensor(rate, device="cpu"), prog_bar=True, batch_size=1)
         self._last_end = now

@@ -14,6 +14,7 @@ from dmt.lightning_cli import DmtCLI, RunCLI, check_checkpoint, parsed_cli
 from dmt.plan import TowerPlan
 
 _ONE_PROCESS = [
+    "--trainer.accelerator=auto",  # the run's may not be at hand
     "--trainer.strategy=auto",
     "--trainer.devices=1",
     "--trainer.num_nodes=1",

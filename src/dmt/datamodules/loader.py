@@ -10,7 +10,6 @@ from numbers import Integral
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 from torchrec.datasets.utils import Batch
 
@@ -113,15 +112,16 @@ class _Batches(Dataset[Batch]):
         return self._dataset.batch(indices)
 
 
-def draw_batches(dataset: ClickDataset, steps: Iterable[np.ndarray], *, num_workers: int) -> Iterator[Batch]:
+def draw_batches(
+    dataset: ClickDataset, steps: Iterable[np.ndarray], *, num_workers: int, pin_memory: bool
+) -> Iterator[Batch]:
     """Batches in the order of the steps, each drawn by a thread while the one before it is used.
-
-    On a machine with CUDA they are in pinned memory, from which copies do not wait.
 
     Args:
         dataset: where batches come from.
         steps: the samples of each of them.
         num_workers: processes that make batches further ahead; with 0 the thread makes them.
+        pin_memory: put them where copies to a GPU need not wait.
     """
     batches = iter(
         DataLoader(
@@ -130,7 +130,7 @@ def draw_batches(dataset: ClickDataset, steps: Iterable[np.ndarray], *, num_work
             batch_size=None,
             num_workers=num_workers,
             collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
         )
     )
     pool = ThreadPoolExecutor(max_workers=1)
@@ -155,20 +155,31 @@ class EvaluationLoader:
         dataset: where batches come from.
         batch_sampler: which samples form them.
         num_workers: processes that make batches ahead.
+        pin_memory: put batches where copies to a GPU need not wait.
     """
 
-    def __init__(self, dataset: ClickDataset, *, batch_sampler: GlobalBatchSampler, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: ClickDataset,
+        *,
+        batch_sampler: GlobalBatchSampler,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
         # Neither loader has a `dataset` attribute: by it Lightning recognises a torch DataLoader to rebuild.
         self._dataset = dataset
         self.batch_sampler = batch_sampler
         self._num_workers = num_workers
+        self._pin_memory = pin_memory
 
     def __len__(self) -> int:
         """Number of batches, the same on every rank."""
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        return draw_batches(self._dataset, self.batch_sampler, num_workers=self._num_workers)
+        return draw_batches(
+            self._dataset, self.batch_sampler, num_workers=self._num_workers, pin_memory=self._pin_memory
+        )
 
 
 class ClickLoader:
@@ -189,6 +200,7 @@ class ClickLoader:
         num_steps: steps after which an epoch ends early, for Lightning's ``limit_train_batches``. The length
             of the loader stays that of a whole epoch, since Lightning takes its limit as a fraction of that.
         num_workers: processes that make batches ahead. The position is that of the batches that were taken.
+        pin_memory: put batches where copies to a GPU need not wait.
 
     Example:
         >>> import numpy as np
@@ -213,11 +225,13 @@ class ClickLoader:
         batch_sampler: GlobalBatchSampler,
         num_steps: int | None = None,
         num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self._dataset = dataset
         self.batch_sampler = batch_sampler
         self._num_steps = len(batch_sampler) if num_steps is None else min(num_steps, len(batch_sampler))
         self._num_workers = num_workers
+        self._pin_memory = pin_memory
         self._next_step = 0
         self._is_fresh = True
 
@@ -229,7 +243,7 @@ class ClickLoader:
         # A generator: Lightning calls iter() before it restores the position, so that must be read later.
         self._is_fresh = False
         steps = islice(self.batch_sampler.steps(first=self._next_step), self._num_steps - self._next_step)
-        for batch in draw_batches(self._dataset, steps, num_workers=self._num_workers):
+        for batch in draw_batches(self._dataset, steps, num_workers=self._num_workers, pin_memory=self._pin_memory):
             # Moved on before the batch is trained on: a checkpoint is taken after its step.
             self._move_to(self.batch_sampler.epoch, self._next_step + 1)
             yield batch

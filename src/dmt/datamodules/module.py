@@ -69,7 +69,13 @@ class ClickDataModule(LightningDataModule):
         is_overfitting = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         sampler = self._sampler(dataset, shuffle_seed=None if is_overfitting else self.seed)
         num_steps = self._limit(len(sampler))
-        loader = ClickLoader(dataset, batch_sampler=sampler, num_steps=num_steps, num_workers=self.num_workers)
+        loader = ClickLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_steps=num_steps,
+            num_workers=self.num_workers,
+            pin_memory=self._trains_on_gpu,
+        )
         if self._train_position is not None:
             loader.load_state_dict(self._train_position)
             self._train_position = None
@@ -115,7 +121,13 @@ class ClickDataModule(LightningDataModule):
     def _evaluation_loader(self, split: str) -> EvaluationLoader:
         dataset = self._split(split)
         sampler = self._sampler(dataset, shuffle_seed=None)
-        return EvaluationLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers)
+        return EvaluationLoader(
+            dataset, batch_sampler=sampler, num_workers=self.num_workers, pin_memory=self._trains_on_gpu
+        )
+
+    @property
+    def _trains_on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _sampler(self, dataset: ClickDataset, *, shuffle_seed: int | None) -> GlobalBatchSampler:
         return GlobalBatchSampler(

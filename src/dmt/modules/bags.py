@@ -58,6 +58,7 @@ class BagOrder(nn.Module):
         self._single_hot_rows = [i for i, feature in enumerate(schema.categorical) if not feature.multi_hot]
         positions = [self.keys.index(name) for name in names]
         self.is_identity = positions == list(range(len(self.keys)))
+        self._has_each_once = sorted(positions) == list(range(len(self.keys)))
         # Not a buffer: weight averaging averages buffers, and an average of indices is off by one now and then.
         # int32, as FBGEMM's permutation wants it.
         self.order = torch.tensor(positions, dtype=torch.int32)
@@ -81,7 +82,9 @@ class BagOrder(nn.Module):
             return Bags(ids, None, weights, batch_size)
         lengths = features.lengths().view(len(self.keys), batch_size)
         if not self.is_identity:
-            lengths, ids, weights = torch.ops.fbgemm.permute_2D_sparse_data(self.order, lengths, ids, weights, None)
+            # With their number where it is known, for which FBGEMM would wait for the GPU.
+            num_ids = ids.numel() if self._has_each_once else None
+            lengths, ids, weights = torch.ops.fbgemm.permute_2D_sparse_data(self.order, lengths, ids, weights, num_ids)
         return Bags(ids, lengths, weights, batch_size)
 
     def _pick_single(self, values: Tensor, batch_size: int) -> Tensor:

@@ -134,8 +134,8 @@ class ClickModel(L.LightningModule):
         if self.plan not in BASELINE_PLANS:
             if not Path(self.plan).is_file():
                 raise UserInputError(
-                    f"plan={self.plan}: no such file; give the path of a TowerPlan YAML file, or one of "
-                    f"{', '.join(BASELINE_PLANS)}"
+                    f"plan={self.plan}: no such file; give the path of a TowerPlan YAML file (a run's own plan is "
+                    f"towers.yaml in its folder: --model.plan RUN/towers.yaml), or one of {', '.join(BASELINE_PLANS)}"
                 )
             return TowerPlan.load(self.plan)
         check_positive("model", num_towers=self.num_towers)
@@ -253,7 +253,9 @@ class ClickModel(L.LightningModule):
             for module in self.modules():
                 if isinstance(module, Stage):
                     module.set_learning_rate(embedding_rate)
-        self.log_dict({"learning_rate/dense": dense_rate, "learning_rate/embeddings": embedding_rate}, batch_size=1)
+        rates = {"learning_rate/dense": dense_rate, "learning_rate/embeddings": embedding_rate}
+        # As tensors: Lightning would move numbers to the GPU, and wait for it.
+        self.log_dict({name: torch.tensor(rate, device="cpu") for name, rate in rates.items()}, batch_size=1)
 
     def configure_optimizers(self) -> Optimizer | OptimizerLRSchedulerConfig:
         """The optimiser of the dense layers; embedding tables update themselves inside backward."""

@@ -81,6 +81,8 @@ class FbgemmKernel:
         device: torch.device,
     ) -> None:
         self._tables = fbgemm_tables(sizes, table_of_lookup, options=options, device=device)
+        # On a GPU FBGEMM's update numbers the rows of all tables together, in the type of the ids.
+        self._has_many_rows = sum(rows for rows, _ in sizes) > torch.iinfo(torch.int32).max
         self.weights: list[Tensor] = self._tables.split_embedding_weights()
         by_table = self._tables.get_optimizer_state()  # an empty list for SGD
         kinds = list(by_table[0]) if by_table else []
@@ -92,6 +94,8 @@ class FbgemmKernel:
             self.step = self._tables.iter.view(())
 
     def __call__(self, indices: Tensor, offsets: Tensor, factors: Tensor | None) -> Tensor:
+        if self._has_many_rows:
+            indices, offsets = indices.long(), offsets.long()
         if self.step is None:
             output: Tensor = self._tables(indices, offsets, factors)
             return output

@@ -56,14 +56,19 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 def check_compiler() -> None:
-    """Refuse to compile where torch.compile finds no C++ compiler: it would say so on pages, and after the start.
+    """Refuse to compile where torch.compile finds no compiler: it would say so on pages, and after the start.
+
+    Its kernels for the CPU are C++; those for a GPU are started by a little C.
 
     Raises:
-        UserInputError: there is none, and no GPU either, whose kernels need none.
+        UserInputError: there is none.
     """
-    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    if not torch.cuda.is_available() and not any(shutil.which(name) for name in compilers):
+    if torch.cuda.is_available():
+        where, language, compilers = "a GPU", "C", (os.environ.get("CC", "gcc"), "gcc", "clang")
+    else:
+        where, language, compilers = "the CPU", "C++", (os.environ.get("CXX", "g++"), "g++", "clang++")
+    if not any(shutil.which(name) for name in compilers):
         raise UserInputError(
-            "compile_layers=True: torch.compile needs a C++ compiler on the CPU, and there is neither g++ nor clang++; "
-            "install one, or leave the option out"
+            f"compile_layers=True: torch.compile needs a {language} compiler on {where}, and there is neither "
+            f"{compilers[1]} nor {compilers[2]}; install one, or leave the option out"
         )

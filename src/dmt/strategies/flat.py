@@ -34,6 +34,7 @@ from dmt.strategies.flat_sharding import (
     plan_kinds,
     plan_placement,
     same_plan_on_all_ranks,
+    set_devices,
 )
 from dmt.strategies.meter import WireMeter
 from dmt.strategies.stage import Distributed, Distribution, ShardedStage
@@ -124,6 +125,10 @@ class FlatStage(ShardedStage):
         )
         # The planner measures nothing, but need not come to the same plan everywhere.
         self.torchrec_plan = same_plan_on_all_ranks(find) if sharding == "planner" else find()
+        if self.device.type == "cuda":
+            devices: list[Any] = [None] * self.topology.world_size
+            dist.all_gather_object(devices, self.device)
+            set_devices(self.torchrec_plan, devices)
         self._heed_rows(stage)
         placed = plan_placement(self.torchrec_plan, tables.costs, self.topology)
         check_kernel_sizes(

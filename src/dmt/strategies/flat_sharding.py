@@ -129,6 +129,27 @@ def flat_plan(
     return named_plan(named, tables.costs, topology, device_type=device_type)
 
 
+def set_devices(plan: Plan, devices: Sequence[torch.device]) -> None:
+    """Say of each shard which device its rank really has: TorchRec counts from 0 on every host.
+
+    Args:
+        plan: changed in place.
+        devices: by rank.
+    """
+    for sharded in plan.values():
+        assert isinstance(sharded.sharding_spec, EnumerableShardingSpec)
+        for shard in sharded.sharding_spec.shards:
+            rank = _rank_of(shard)
+            shard.placement = _remote_device(f"rank:{rank}/{devices[rank]}")
+
+
+def _rank_of(shard: ShardMetadata) -> int:
+    assert isinstance(shard.placement, _remote_device)
+    rank = shard.placement.rank()
+    assert rank is not None
+    return rank
+
+
 def plan_placement(plan: Plan, costs: Sequence[TableCost], topology: Topology) -> Placement:
     """The shards of a plan on their ranks; without towers, which lie on all ranks."""
     rank_shards: list[list[TableShard]] = [[] for _ in range(topology.world_size)]
@@ -137,11 +158,8 @@ def plan_placement(plan: Plan, costs: Sequence[TableCost], topology: Topology) -
         assert isinstance(spec, EnumerableShardingSpec)
         for shard in spec.shards:
             (rows, width), (row, column) = shard.shard_sizes, shard.shard_offsets
-            assert isinstance(shard.placement, _remote_device)
-            rank = shard.placement.rank()
-            assert rank is not None
             own = TableShard(table=cost.table, rows=(row, row + rows), columns=(column, column + width))
-            rank_shards[rank].append(own)
+            rank_shards[_rank_of(shard)].append(own)
     return Placement(tower_groups=(), rank_shards=tuple(map(tuple, rank_shards)))
 
 

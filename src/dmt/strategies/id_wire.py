@@ -28,10 +28,10 @@ def wire_dtype(num_embeddings: int, *, device_type: str) -> torch.dtype:
 def narrowed(ids: Tensor, dtype: torch.dtype) -> Tensor:
     """Ids in a narrower type.
 
-    On the CPU they have been checked. On a GPU one that would wrap becomes -1, which the lookup's own check refuses.
+    On the CPU they have been checked. On a GPU one that could wrap becomes -1, which the lookup's own check refuses.
     """
     if not ids.is_cpu and dtype.itemsize < ids.element_size():
-        ids = torch.where(ids > torch.iinfo(dtype).max, -1, ids)
+        ids = torch.where((ids < 0) | (ids > torch.iinfo(dtype).max), -1, ids)
     return ids.to(dtype)
 
 

@@ -19,6 +19,9 @@ from dmt.strategies.stage import ShardedStage
 from dmt.strategies.strategy import DEFAULT_TIMEOUT, TowerStrategy
 from dmt.strategies.topology import Topology
 
+_SHARE_FOR_TABLES = 0.85
+"""Of a rank's memory. The rest is for activations, dense layers and libraries; TorchRec's planner leaves as much."""
+
 
 class SpttStrategy(TowerStrategy):
     """SPTT: towers on host groups, tables cut inside the group, tower modules before the cross-host hop.
@@ -39,7 +42,7 @@ class SpttStrategy(TowerStrategy):
             rank=self.global_rank,
             device=self.root_device,
             sharding=self.sharding,
-            rank_memory_bytes=_rank_memory_bytes(self.root_device, ranks=self.num_processes),
+            rank_memory_bytes=int(_SHARE_FOR_TABLES * _rank_memory_bytes(self.root_device, ranks=self.num_processes)),
             forward_precision=self.forward_precision,
             backward_precision=self.backward_precision,
         )
@@ -84,7 +87,7 @@ class TorchRecStrategy(TowerStrategy):
 
 
 def _rank_memory_bytes(device: torch.device, *, ranks: int) -> int:
-    """Memory that a rank has for tables: its GPU's, or its share of the machine's."""
+    """Memory of a rank: its GPU's, or its share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks

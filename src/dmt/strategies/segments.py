@@ -5,6 +5,7 @@ Shapes: n segments, V ids.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,11 +43,11 @@ class Segments:
             return self
         index = torch.tensor(order, dtype=torch.int32, device=self.ids.device)
         bag_counts = [self.bag_counts[i] for i in order]
+        select = partial(_select, index=index, counts=self.bag_counts, num_selected=sum(bag_counts))
         if self.lengths is None:
-            ids = _select(self.ids, index, self.bag_counts)
-            weights = None if self.weights is None else _select(self.weights, index, self.bag_counts)
-            return Segments(ids, None, weights, bag_counts)
-        lengths = _select(self.lengths, index, self.bag_counts)
+            ids = select(self.ids)
+            return Segments(ids, None, None if self.weights is None else select(self.weights), bag_counts)
+        lengths = select(self.lengths)
         _, ids, weights = torch.ops.fbgemm.permute_1D_sparse_data(index, self.id_counts(), self.ids, self.weights, None)
         return Segments(ids, lengths, weights, bag_counts)
 
@@ -64,10 +65,11 @@ class Segments:
         return Segments(self.ids, ones, self.weights, self.bag_counts)
 
 
-def _select(values: Tensor, index: Tensor, counts: Sequence[int]) -> Tensor:
-    """Segments of ``counts`` values each, at ``index``."""
+def _select(values: Tensor, index: Tensor, counts: Sequence[int], *, num_selected: int) -> Tensor:
+    """Segments of ``counts`` values each, at ``index``; ``num_selected`` values together."""
     if len(set(counts)) == 1:
         return values.view(len(counts), counts[0]).index_select(0, index).view(-1)
     sizes = torch.tensor(counts, dtype=torch.int64, device=values.device)
-    selected: Tensor = torch.ops.fbgemm.permute_1D_sparse_data(index, sizes, values, None, None)[1]
+    # With their number, for which FBGEMM would wait for the GPU.
+    selected: Tensor = torch.ops.fbgemm.permute_1D_sparse_data(index, sizes, values, None, num_selected)[1]
     return selected
