@@ -12,7 +12,7 @@ Train a model, then test its best checkpoint.
 examples:
   dmt fit --config configs/quickstart.yaml
   dmt fit --config configs/quickstart.yaml --model.num_towers 8 --seed_everything 2
-  dmt fit --config configs/quickstart.yaml --trainer.fast_dev_run true    one batch through everything
+  dmt fit --config configs/quickstart.yaml --trainer.fast_dev_run true    a dry run: one batch through everything
   dmt fit --config configs/quickstart.yaml --print_config                 every option as it comes out
   dmt fit --model.tower.help dmt.modules.DLRMTower                        the options of a class
   dmt fit --data.help dmt.datamodules.CriteoDataModule""",

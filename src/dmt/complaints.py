@@ -62,6 +62,7 @@ def one_line(
         if known is not None:
             return UserInputError(known)
     hint = _nearest_option(line, verb=arguments[0], names=names)
+    line = _option_of_class(line) or line
     line = re.sub(r"Type collections\.abc\.Callable.* expects a function or a callable class: ", "", line)
     line = re.sub(r" Got value: Namespace\(.*\)", "", line)
     line = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", line)
@@ -175,6 +176,13 @@ def _missing(line: str) -> str | None:
     return f"--{missing[1]} is not given; give --config FILE, such as configs/quickstart.yaml"
 
 
+def _option_of_class(line: str) -> str | None:
+    """An option that a class does not have, without what the parser tells of all other forms a value could have."""
+    key = re.search(r'Parser key "([\w.]+)"', line)
+    option = re.search(r"Option '([\w.]+)' is not accepted", line)
+    return f"{key[1]}: option {option[1]!r} is not accepted" if key and option else None
+
+
 def _nearest_option(line: str, *, verb: str, names: Callable[[], list[str]]) -> str:
     """A hint, where the parser tells of an option that does not exist."""
     of_class = re.search(r"class_path(?: |=)'([\w.]+)'", line)
@@ -191,6 +199,8 @@ def _nearest_option(line: str, *, verb: str, names: Callable[[], list[str]]) -> 
     wrong = re.search(r"(?:unrecognized arguments: --|does not accept option '|^Option ')([\w.]+)", line)
     if wrong is None:
         return ""
+    if wrong[1] == "dry":  # --dry-run
+        return "; did you mean --trainer.fast_dev_run true, one batch through everything?"
     options = ["config", "print_config", "help", "json" if verb == "describe" else "ckpt_path", *names()]
     section, sections = wrong[1].partition(".")[0], {option.partition(".")[0] for option in options}
     near = difflib.get_close_matches(wrong[1], options, n=1) or (

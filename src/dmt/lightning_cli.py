@@ -5,7 +5,7 @@ import os
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentError, Namespace
@@ -35,7 +35,7 @@ _STRATEGY_CLASSES = {strategy.__name__: strategy.strategy_name for strategy in (
 
 
 class DmtCLI(LightningCLI):
-    """LightningCLI with one option more, checks before anything is launched, and a test after fit."""
+    """LightningCLI with two options more, checks before anything is launched, and a test after fit."""
 
     def __init__(self, arguments: list[str], *, run: bool = True) -> None:
         self._throughput = Throughput()
@@ -90,6 +90,13 @@ class DmtCLI(LightningCLI):
             help="Ranks that share a host's fast links, under the strategies sptt and torchrec. Set it to "
             "try a cluster's layout on one machine. Default: LOCAL_WORLD_SIZE, or the devices per node.",
         )
+        parser.add_argument(
+            "--float32_matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="Of dense layers' products in float32, as torch.set_float32_matmul_precision takes it: high is TF32 "
+            "on GPUs that have it.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's; it seeds next, and NumPy's complaint of a seed would be a page.
@@ -104,7 +111,8 @@ class DmtCLI(LightningCLI):
             raise UserInputError(f"seed_everything={seed}: give a number from 0 to {2**32 - 1}")
 
     def before_instantiate_classes(self) -> None:
-        """Keep the run where ``DMT_SAVE_DIR`` says, whatever the configuration does: a trial of a sweep."""
+        """Set how products are computed, and keep the run where ``DMT_SAVE_DIR`` says: a trial of a sweep."""
+        torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
         folder = os.environ.get("DMT_SAVE_DIR")
         if folder is None:
             return
@@ -372,6 +380,15 @@ def parsed_cli(cli: type[DmtCLI], arguments: list[str], *, run: bool) -> DmtCLI:
         if cause is None:
             raise
         raise cause from None
+    except Exception as error:
+        # Not imported for it: W&B takes a second, and most runs go without.
+        if not type(error).__module__.startswith("wandb.errors"):
+            raise
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserInputError(
+            f"WandbLogger: {reason}; run `wandb login`, or log without a server: --trainer.logger.offline true, or "
+            "WANDB_MODE=offline in the environment, and `wandb sync` later"
+        ) from error
 
 
 class NamedCLI(DmtCLI):

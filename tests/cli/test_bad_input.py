@@ -5,10 +5,12 @@ from pathlib import Path
 
 import polars
 import pytest
+import torch
+import wandb
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 # Imported before any test runs: Lightning's log handler keeps the standard error of its first import.
-import dmt.lightning_cli  # noqa: F401
+import dmt.lightning_cli
 from dmt.cli import main
 from dmt.lightning_cli import check_checkpoint
 from dmt.runs import RunSummary
@@ -75,7 +77,8 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ([*QUICK, "--data.nam", "3"], ["'nam' is not accepted; its options are num_features, num_groups"]),
         ([*QUICK, "--trainer.max_epoch", "3"], ["--trainer.max_epoch 3; did you mean trainer.max_epochs?"]),
         ([*QUICK, "--modl.num_towers", "3"], ["did you mean model.num_towers?"]),
-        ([*QUICK, "--model.tower.cc", "3"], ["model.tower", "Option 'cc' is not accepted; did you mean c?"]),
+        ([*QUICK, "--model.tower.cc", "3"], ["model.tower", "option 'cc' is not accepted; did you mean c?"]),
+        ([*QUICK, "--dry-run"], ["--dry-run; did you mean --trainer.fast_dev_run true, one batch"]),
         ([*QUICK, "--config", '{"trainr": {"logger": 1}}'], ["'trainr.logger'", "did you mean trainer.logger?"]),
         ([*QUICK, "--model.num_towers", "x"], ["model.num_towers=x: give a whole number"]),
         ([*QUICK, "--model.num_towers", "0"], ["num_towers=0: give a positive number"]),
@@ -148,6 +151,7 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ([*QUICK, "--model.embedding_optimizer.learning_rate", "-1"], ["learning_rate=-1", ">= 0"]),
         ([*QUICK, "--ranks_per_host", "3"], ["ranks_per_host=3", "4 ranks", "1, 2, 4"]),
         ([*QUICK, "--ranks_per_host", "0"], ["ranks_per_host=0", "1, 2, 4"]),
+        ([*QUICK, "--float32_matmul_precision", "tf32"], ["float32_matmul_precision", "tf32", "highest", "high"]),
         ([*QUICK, "--data.global_batch_size", "0"], ["global_batch_size=0"]),
         ([*QUICK, "--trainer.strategy", "spt"], ["trainer.strategy=spt", "sptt"]),
         ([*QUICK, "--trainer.accumulate_grad_batches", "2"], ["accumulate_grad_batches=2", "global_batch_size"]),
@@ -240,6 +244,28 @@ def test_wrong_configuration_files(tmp_path: Path, capfd: pytest.CaptureFixture[
     told = refused(["fit", *QUICK, "--config", str(tmp_path / "typo.yaml")], capfd)
     assert "'init_arg.seed' is not accepted; did you mean init_args?" in told
     assert "did you mean json?" in refused(["describe", *QUICK, "--jsn"], capfd)
+    (tmp_path / "list.yaml").write_text(
+        "trainer: {callbacks: [{class_path: dmt.callbacks.WeightAverage, init_args: {deca: 0.9}}]}\n"
+    )
+    told = refused(["fit", *QUICK, "--config", str(tmp_path / "list.yaml")], capfd)
+    # Without the parser's words about all that a list of callbacks could be.
+    assert (
+        told == "dmt: error: trainer.callbacks: option 'deca' is not accepted; did you mean decay?; see dmt fit --help"
+    )
+
+
+def test_wandb_without_a_key_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def no_key(*_: object, **__: object) -> None:
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.\nMore of it.")
+
+    monkeypatch.setattr(dmt.lightning_cli, "RunRecord", no_key)
+    told = refused(["fit", *QUICK], capfd)
+    assert told.startswith(
+        "dmt: error: WandbLogger: No API key configured. Use `wandb login` to log in; run `wandb login`"
+    )
+    assert "--trainer.logger.offline true" in told and "WANDB_MODE=offline" in told
 
 
 def test_a_folder_with_files_is_not_a_new_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +281,15 @@ def test_a_folder_with_files_is_not_a_new_run(tmp_path: Path, capfd: pytest.Capt
 def test_describe_refuses_what_fit_refuses(capfd: pytest.CaptureFixture[str]) -> None:
     options = [*QUICK, *FLAT, "--trainer.strategy.hosts_per_group", "2"]
     assert refused(["describe", *options], capfd) == refused(["fit", *options], capfd)
+
+
+def test_products_may_be_less_precise() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        main(["describe", "--config=configs/quickstart.yaml", "--float32_matmul_precision=high"])
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_strategy_may_be_named_by_its_class(capfd: pytest.CaptureFixture[str]) -> None:

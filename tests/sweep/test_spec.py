@@ -24,6 +24,7 @@ SHIPPED = sorted(ROOT.glob("configs/sweeps/*.yaml"))
         ({"metric": {"name": "a", "goal": "maximise"}}, ["metric.goal=maximise", "did you mean maximize?"]),
         ({"metric": {"goal": "maximize"}}, ["metric=", "give it a name"]),
         ({"metric": "absent", "method": "bayes"}, ["method=bayes needs a metric"]),
+        ({"run_cap": 0}, ["run_cap=0: give a whole number, at least 1"]),
         (
             {"metric": "absent", "early_terminate": {"type": "hyperband", "min_iter": 1}},
             ["early_terminate needs a metric"],
@@ -49,7 +50,7 @@ SHIPPED = sorted(ROOT.glob("configs/sweeps/*.yaml"))
         ({"parameters": {"x": {"values": []}}}, ["parameters.x", "values is empty", "at least one"]),
         ({"parameters": {"m": {"parameters": {"x": {"values": []}}}}}, ["parameters.m.x", "values is empty"]),
         ({"parameters": {"x": 3}}, ["parameters.x=3", "value, values, or min and max"]),
-        ({"parameters": {"x": {"valeus": [1]}}}, ["parameters.x", "valeus", "give value, values, or min and max"]),
+        ({"parameters": {"x": {"valeus": [1]}}}, ["parameters.x.valeus: no such key; did you mean values?"]),
         ({"parameters": {3: {"value": 1}}}, ["parameters.3", "int", "quotes"]),
         ({"parameters": {"x": {"value": {True: 1}}}}, ["parameters.x.value.True", "bool", "quotes"]),
         ({"parameters": {"x": {"values": [date(2020, 1, 1)]}}}, ["parameters.x.values", "2020-01-01", "quotes"]),

@@ -21,6 +21,9 @@ _KEYS = (
 )
 _METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 _HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
+_PARAMETER_KEYS = (
+    *("value", "values", "min", "max", "distribution", "q", "mu", "sigma", "a", "b", "probabilities", "parameters"),
+)
 # Of W&B's schema, but work for its servers.
 _SERVER_KEYS = ("scheduler", "metrics", "job", "image_uri")
 _DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
@@ -96,6 +99,7 @@ def read_spec(source: str | Path | Mapping[str, Any]) -> SweepSpec:
         _check_metric(config)
         _check_early_terminate(config)
         _check_parameters(config)
+        _check_run_cap(config)
         _check_command(config)
         _check_schema(config)
         return SweepSpec(
@@ -192,6 +196,12 @@ def _check_early_terminate(config: Mapping[str, Any]) -> None:
         raise UserInputError(f"early_terminate.strict={rule['strict']}: give true or false")
 
 
+def _check_run_cap(config: Mapping[str, Any]) -> None:
+    cap = config.get("run_cap", 1)
+    if not isinstance(cap, int) or cap < 1:
+        raise UserInputError(f"run_cap={cap}: give a whole number, at least 1")
+
+
 def _check_parameters(config: Mapping[str, Any]) -> None:
     parameters = config.get("parameters")
     if not isinstance(parameters, Mapping) or not parameters:
@@ -202,6 +212,7 @@ def _check_parameters(config: Mapping[str, Any]) -> None:
     for place, entry in entries:
         if not isinstance(entry, Mapping):
             raise UserInputError(f"{place}={entry}: give it value, values, or min and max")
+        _check_names(place, entry, _PARAMETER_KEYS)
         if entry.get("values") == []:
             raise UserInputError(f"{place}: values is empty, so there is no point to run; list at least one")
         for bound in ("min", "max"):
