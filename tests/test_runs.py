@@ -124,6 +124,35 @@ def test_trials_that_do_not_count_are_told(tmp_path: Path) -> None:
         find_runs([sweep])
 
 
+@pytest.mark.parametrize("noted", [True, False])
+def test_of_a_trial_its_own_run_is_compared(tmp_path: Path, noted: bool) -> None:
+    """Its configuration keeps a run in the trial's folder: a user repeats it there."""
+    trial, other = (write_trial(tmp_path / "study", number, "finished") for number in range(2))
+    for number, seed in ((0, 1), (1, 1), (10, 1)):
+        write_run(trial / "name" / f"version_{number}", 0.7 + number / 100, seed=seed)
+    write_run(other / "name" / "version_0", 0.6, seed=2)
+    own = "version_1" if noted else "version_0"
+    if noted:
+        result = json.loads((trial / "result.json").read_text())
+        (trial / "result.json").write_text(json.dumps(result | {"run": f"name/{own}"}))
+    found = read_runs([tmp_path / "study"])
+    assert [run.folder for run in found.runs] == [trial / "name" / own, other / "name" / "version_0"]
+    told = "a trial's own run is compared; there are others beside it in 9abc."
+    assert found.left_out == [f"{tmp_path / 'study'}: {told}"]
+    assert read_runs([trial]).left_out == [f"{trial}: {told}"] and find_runs([trial])[0].folder.name == own
+    # A version that is asked for is compared all the same.
+    assert find_runs([trial / "name" / "version_10"])[0].final("test/auroc") == pytest.approx(0.8)
+
+
+def test_of_a_trial_whose_own_run_is_gone_nothing_is_compared(tmp_path: Path) -> None:
+    trial = write_trial(tmp_path / "study", 0, "finished")
+    write_run(trial / "name" / "version_1", 0.7)
+    result = json.loads((trial / "result.json").read_text())
+    (trial / "result.json").write_text(json.dumps(result | {"run": "name/version_0"}))
+    with pytest.raises(UserInputError, match=r"no trial has finished \(1 without a summary.json and config.yaml"):
+        read_runs([tmp_path / "study"])
+
+
 def test_versions_are_told_apart(tmp_path: Path) -> None:
     for number in (0, 1, 10):
         write_run(tmp_path / "tiny" / f"version_{number}", 0.7 + number / 100, model={"number": number})
@@ -187,6 +216,25 @@ def test_null_is_told_from_a_value(tmp_path: Path) -> None:
         "lr=null, plan=null",
         "lr=Linear, plan=y",
     ]
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ([0.15676677195506075, 1e-05, 0.1], ["0.1568", "1e-05", "0.1"]),
+        ([0.15676677195506075, 0.15678, 0.3333333], ["0.15677", "0.15678", "0.3333"]),
+        ([100000.0, 100001.0, 2], ["100000.0", "100001.0", "2"]),
+        ([0.1, 0.1 + 2**-56, float("nan")], ["0.1", "0.10000000000000002", "nan"]),
+    ],
+)
+def test_floats_have_four_digits_where_they_tell_points_apart(
+    tmp_path: Path, rates: list[float], told: list[str]
+) -> None:
+    for number, rate in enumerate(rates):
+        write_run(write_trial(tmp_path / "study", number, "finished") / "run", 0.7, model={"lr": rate})
+    points = group(find_runs([tmp_path / "study"]))
+    assert [point.label for point in points] == [f"lr={rate}" for rate in told]
+    assert points[0].parts >= {f"lr={rates[0]}"}
 
 
 def test_points_of_options_that_only_one_has(tmp_path: Path) -> None:

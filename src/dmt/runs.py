@@ -19,6 +19,7 @@ from dmt.waiting import waiting
 __all__ = ["Found", "Point", "Run", "RunSummary", "find_runs", "group", "holm", "p_text", "p_value", "read_runs"]
 
 _MAX_TOLD = 40  # characters of an option in a label
+_MIN_DIGITS = 4  # of a float in a label; 17 tell any two apart
 _MAX_SPLITS = 100_000  # of the values into two sides: nine and nine have 48,620
 
 
@@ -73,8 +74,8 @@ class Found:
 
     Args:
         runs: finished ones, each once.
-        left_out: a sentence for each sweep some of whose trials are not among them, and for each run of which there is
-            a newer version that has not finished.
+        left_out: a sentence for each sweep some of whose trials are not among them, or have been repeated in their
+            folders, and for each run of which there is a newer version that has not finished.
     """
 
     runs: list[Run]
@@ -88,6 +89,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 
 def read_runs(paths: Sequence[Path]) -> Found:
     """The runs of folders: of a run, the newest of its versions; of a sweep, all trials that have finished.
+
+    Of a trial it is the run that its result is of, whatever else is in its folder: its configuration keeps a run there.
 
     Raises:
         UserInputError: a folder is of neither or of several, or runs are of different data.
@@ -143,7 +146,7 @@ def _found_at(path: Path) -> Found:
         run = _trial(path)
         if isinstance(run, str):
             raise UserInputError(f"run {path}: this trial does not count, {run}; give one that has finished")
-        return Found(runs=[run])
+        return Found(runs=[run], left_out=_repeated(path, [path]))
     if not path.is_dir():
         raise UserInputError(f"run {path}: there is no such folder; give that of a finished `dmt fit` or of a sweep")
     file = _summary_of(path)
@@ -169,7 +172,14 @@ def _sweep(path: Path) -> Found:
     if not runs:
         raise UserInputError(f"sweep {path}: no trial has finished{f' ({told})' if told else ''}; wait for one")
     left_out = [f"{path}: {len(runs)} of {len(found)} trials are compared; left out: {told}."] if told else []
-    return Found(runs=runs, left_out=left_out)
+    return Found(runs=runs, left_out=left_out + _repeated(path, [path / run.name for run in runs]))
+
+
+def _repeated(path: Path, trials: Sequence[Path]) -> list[str]:
+    """A sentence on the trials in whose folders there are finished runs beside their own."""
+    names = [trial.name for trial in trials if len(list(trial.rglob(SUMMARY_FILE))) > 1]
+    told = ", ".join(names[:3]) + " ..." * (len(names) > 3)
+    return [f"{path}: a trial's own run is compared; there are others beside it in {told}."] if names else []
 
 
 def _number(trial: Path) -> int:
@@ -181,19 +191,28 @@ def _number(trial: Path) -> int:
 
 def _trial(folder: Path) -> Run | str:
     """A sweep's trial that has finished, or else what has become of it."""
-    result = folder / "result.json"
-    state = str(load_object(result).get("state")) if result.is_file() else "unfinished"
+    file = folder / "result.json"
+    result = load_object(file) if file.is_file() else {"state": "unfinished"}
+    state = str(result.get("state"))
     if state != "finished":
         return {"stopped": "stopped early"}.get(state, state)
     try:
-        file = _summary_of(folder)
-        if file is not None:
-            run = Run(name=folder.name, folder=file.parent, summary=RunSummary.load(file), is_trial=True)
+        own = _own_run(folder, result)
+        if (own / SUMMARY_FILE).is_file():
+            run = Run(name=folder.name, folder=own, summary=RunSummary.load(own / SUMMARY_FILE), is_trial=True)
             _ = run.options  # read while a bar is shown
             return run
     except UserInputError:
         pass
     return f"without a {SUMMARY_FILE} and config.yaml that can be read"
+
+
+def _own_run(trial: Path, result: Mapping[str, Any]) -> Path:
+    """The folder of the run that a trial's result is of."""
+    if isinstance(result.get("run"), str):
+        return trial / result["run"]
+    # Of a sweep that did not note it. Its own run was alone there when it finished.
+    return min(trial.rglob(SUMMARY_FILE), key=_age, default=trial / SUMMARY_FILE).parent
 
 
 def _summary_of(path: Path) -> Path | None:
@@ -262,7 +281,7 @@ class Point:
 
     @property
     def parts(self) -> set[str]:
-        """Its options in short, as labels have them: ``{"num_towers=1", ...}``."""
+        """Its options in short, as labels have them, but for floats, which are whole: ``{"num_towers=1", ...}``."""
         return {f"{path.rpartition('.')[2]}={value}" for path, value in _told(self.runs[0]).items()}
 
     def _final(self, metric: str) -> list[float]:
@@ -300,7 +319,7 @@ def _one_of_each_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
 
 def _labels(points: Sequence[Sequence[Run]]) -> list[str]:
     """The name of a single run that was asked for by it; else the options in which points differ, in short."""
-    options = [_told(own[0]) for own in points]
+    options = _told_apart([own[0] for own in points])
     names = _differing(options)
     labels = [_words(own, names) for own in options]
     with_towers = [own | {"towers": runs[0].towers} for own, runs in zip(options, points, strict=True)]
@@ -328,6 +347,35 @@ def _told(run: Run) -> dict[str, str]:
         path, text = name.removesuffix(".class_path"), "null" if value is None else str(value)
         told[path] = text.rpartition(".")[2] if path != name else Path(text).stem if text.endswith(".yaml") else text
     return told
+
+
+def _told_apart(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """:func:`_told` of each, with as few digits of floats as tell them apart."""
+    floats: dict[str, set[float]] = {}
+    for run in runs:
+        for name, value in _floats(run).items():
+            floats.setdefault(name, set()).add(value)
+    short = {name: _short(values) for name, values in floats.items()}
+    return [_told(run) | {name: short[name][value] for name, value in _floats(run).items()} for run in runs]
+
+
+def _floats(run: Run) -> dict[str, float]:
+    return {name: value for name, value in run.options.items() if isinstance(value, float)}
+
+
+def _short(values: set[float]) -> dict[float, str]:
+    """Each with four significant digits, or as many more as tell it from the others.
+
+    Example:
+        >>> sorted(_short({1 / 3, 0.12341, 0.12342, 0.123}).values())
+        ['0.123', '0.12341', '0.12342', '0.3333']
+    """
+    told: dict[float, str] = {}
+    for digits in range(_MIN_DIGITS, 18):
+        texts = {value: f"{value:.{digits}g}" for value in values if value not in told}
+        numbers = Counter(texts.values())
+        told |= {v: str(v) if float(text) == v else text for v, text in texts.items() if numbers[text] == 1}
+    return {value: told.get(value, str(value)) for value in values}
 
 
 def _differing(options: Sequence[Mapping[str, str]]) -> set[str]:

@@ -1,5 +1,6 @@
 """What a run's folder holds, with the loggers that users have."""
 
+import hashlib
 import itertools
 import json
 import socket
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def fit(folder: Path, logger: str, *options: str) -> None:
     words = [
-        "--config=configs/quickstart.yaml",
+        f"--config={ROOT / 'configs/quickstart.yaml'}",
         "--data.num_train=3000",
         "--data.num_valid=200",
         "--data.num_test=200",
@@ -73,6 +74,7 @@ def test_a_run_can_be_repeated_from_its_folder(
     assert yaml.safe_load((run.folder / "config.yaml").read_text())["model"]["num_towers"] == 4
     record = json.loads((run.folder / "record.json").read_text())
     assert {"python", "torch", "torchrec", "lightning", "dmt"} <= set(record["versions"]) and record["command"]
+    assert record["folder"] == str(Path.cwd()) and record["plan_sha256"] is None
     assert record["git"] is None or len(record["git"]["commit"]) == 40
     assert json.loads((run.folder / "description.json").read_text()) == run.summary.description
 
@@ -89,6 +91,28 @@ def test_a_run_can_be_repeated_from_its_folder(
         fit(tmp_path, logger, "--trainer.logger.version=7")
     assert "there are files in it; give the logger another name or version" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_is_repeated_without_its_plans_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"c{number:02}" for number in range(16)]
+    TowerPlan(towers=[names[:5], names[5:]], method="manual").save(tmp_path / "plan.yaml")
+    checksum = hashlib.sha256((tmp_path / "plan.yaml").read_bytes()).hexdigest()
+    monkeypatch.chdir(tmp_path)
+    fit(tmp_path / "runs", "CSVLogger", "--model.num_towers=2", "--model.plan=plan.yaml")
+    [run] = find_runs([tmp_path / "runs"])
+    record = json.loads((run.folder / "record.json").read_text())
+    assert record["folder"] == str(tmp_path) and record["plan_sha256"] == checksum
+    (tmp_path / "plan.yaml").unlink()
+    again = ["fit", f"--config={run.folder / 'config.yaml'}"]
+    with pytest.raises(SystemExit, match="2"):
+        main(again)
+    assert "a run's own plan is towers.yaml in its folder: --model.plan RUN/towers.yaml" in capsys.readouterr().err
+    main([*again, f"--model.plan={run.folder / 'towers.yaml'}"])
+    [repeated] = find_runs([run.folder.parent])
+    assert repeated.folder != run.folder and repeated.towers == run.towers
+    assert repeated.final("test/auroc") == run.final("test/auroc")
 
 
 @pytest.mark.parametrize("first", ["CSVLogger", "WandbLogger"])

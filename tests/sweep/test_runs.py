@@ -331,6 +331,7 @@ def test_what_is_wrong_is_said_with_the_files_name(keys: dict, told: str, write_
         ("result.json", "{}"),
         ("result.json", '{"state": "done", "seconds": 1}'),
         ("result.json", '{"state": "finished", "seconds": 1, "metrics": [1]}'),
+        ("result.json", '{"state": "finished", "seconds": 1, "run": 3}'),
         ("result.json", '{"state": "finished", "seconds": 1, "metrics": {"test/score": "high"}}'),
         ("trial.json", '{"number": "one", "parameters": {}, "files": {}}'),
         ("trial.json", '{"parameters": {}}'),
@@ -347,6 +348,18 @@ def test_a_metric_of_training_counts_by_its_last_value(write_sweep: Write, run: 
     path = write_sweep(metric={"name": "train/loss"}, parameters={"x": {"value": 1}, "reports": {"value": 2}})
     [trial] = run(path).trials
     assert trial.result.metrics["train/loss"] == 0.5
+
+
+def test_a_result_names_its_run(write_sweep: Write, run: Callable, tmp_path: Path) -> None:
+    path = write_sweep(parameters={"config": {"values": [{"x": 1}, {"x": 2, "fail": "1"}]}})
+    finished, failed = run(path).trials
+    assert finished.result.run == "run/version_0" and failed.result.run is None
+    # Of a sweep from before they did.
+    file = finished.folder / "result.json"
+    told = json.loads(file.read_text())
+    assert told.pop("run") == "run/version_0"
+    file.write_text(json.dumps(told))
+    assert run(path).trials[0].state == "finished"
 
 
 def test_arguments_in_a_file(write_sweep: Write, run: Callable) -> None:

@@ -1,5 +1,6 @@
 """Where a run's files go, and the files that let it be repeated."""
 
+import hashlib
 import json
 import os
 import platform
@@ -14,7 +15,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from dmt.modules.click_model import ClickModel
+from dmt.modules.click_model import BASELINE_PLANS, ClickModel
+from dmt.plan import TowerPlan
 
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "towers.yaml"
@@ -68,9 +70,10 @@ class _CurveLogger(CSVLogger):
 class RunRecord(Callback):
     """Writes into the run's folder what repeats it, beside its resolved configuration.
 
-    ``towers.yaml`` is the tower plan, ``record.json`` the command, versions, the git commits of the sources and of the
-    folder that it was started from, and where ``metrics.csv`` is, ``description.json`` what `dmt describe` counts. A
-    WandbLogger keeps all of them and the configuration as an artifact too.
+    ``towers.yaml`` is the tower plan, ``record.json`` the command, the folder that it was started from, versions, the
+    git commits of the sources and of that folder, the checksum of the plan's file, and where ``metrics.csv`` is,
+    ``description.json`` what `dmt describe` counts. A WandbLogger keeps all of them and the configuration as an
+    artifact too.
 
     Reports draw their curves from ``metrics.csv``: beside other loggers alone, a CSVLogger joins them.
 
@@ -93,9 +96,10 @@ class RunRecord(Callback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         record = {**_record(), "metrics": _metrics_file(trainer, folder)}
-        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
         if isinstance(pl_module, ClickModel):
+            record["plan_sha256"] = _checksum(pl_module.plan)
             pl_module.resolved_plan.save(folder / PLAN_FILE)
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
         if self.description:
             (folder / DESCRIPTION_FILE).write_text(json.dumps(self.description, indent=2) + "\n")
         for logger in trainer.loggers:
@@ -120,8 +124,17 @@ def _record() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    # A project's own modules, say, are in the folder that it was started from.
-    return {"command": shlex.join(sys.argv), "versions": versions, "git": _git(), "folder_git": _state(Path.cwd())}
+    # Paths of the command and the configuration, and a project's own modules, are of the folder it was started from.
+    folder = Path.cwd()
+    told = {"command": shlex.join(sys.argv), "folder": str(folder), "versions": versions}
+    return {**told, "git": _git(), "folder_git": _state(folder)}
+
+
+def _checksum(plan: TowerPlan | str | Path) -> str | None:
+    """Of a plan's file, as ``sha256sum`` gives it; None where there is none."""
+    if isinstance(plan, TowerPlan) or plan in BASELINE_PLANS or not Path(plan).is_file():
+        return None
+    return hashlib.sha256(Path(plan).read_bytes()).hexdigest()
 
 
 def _metrics_file(trainer: pl.Trainer, folder: Path) -> str:

@@ -103,7 +103,8 @@ def _check_metric(points: Sequence[Point], metric: str) -> None:
     runs = [run for point in points for run in point.runs]
     if all(run.final(metric) is None for run in runs):
         known = sorted({name for run in runs for name in run.metrics})
-        raise UserInputError(f"--metric {metric}: no run has it; choose one of {', '.join(known)}")
+        fix = nearest(metric, known, otherwise=f"choose one of {', '.join(known)}")
+        raise UserInputError(f"--metric {metric}: no run has it; {fix}")
 
 
 def _notes(points: Sequence[Point], baseline: Point | None, *, metric: str) -> list[str]:
@@ -149,13 +150,16 @@ def find_baseline(points: Sequence[Point], name: str) -> Point:
     """
     exact = [point for point in points if name == point.label or name in {run.name for run in point.runs}]
     wanted = set(name.replace(" ", "").split(","))
-    found = exact or [point for point in points if wanted <= set(point.label.replace(" ", "").split(","))]
-    found = found or [point for point in points if wanted <= point.parts]
+    told = [set(point.label.replace(" ", "").split(",")) for point in points]
+    found = exact or [point for point, own in zip(points, told, strict=True) if wanted <= own]
+    found = found or [point for point, own in zip(points, told, strict=True) if wanted <= own | point.parts]
     if len(found) != 1:
-        known = sorted({part for point in points for part in (point.label, *point.parts)})
+        known = sorted(
+            {part for point, own in zip(points, told, strict=True) for part in {point.label} | own | point.parts}
+        )
         strange = [part for part in sorted(wanted) if part not in known]
-        told = f"the points are {_some([point.label for point in found or points])}"
-        fix = nearest(strange[0], known, otherwise=told) if strange else told
+        listed = f"the points are {_some([point.label for point in found or points])}"
+        fix = nearest(strange[0], known, otherwise=listed) if strange else listed
         raise UserInputError(f"--baseline {name}: {len(found)} points have it, not one; {fix}")
     return found[0]
 

@@ -37,8 +37,8 @@ def _number(cell: str | None) -> float | None:
         return None  # a row of other metrics
 
 
-def summary(folder: Path) -> dict[str, Any] | str:
-    """The one summary.json of a trial, or why there is none that counts."""
+def summary(folder: Path) -> tuple[Path, dict[str, Any]] | str:
+    """The one summary.json of a trial, with the folder that it is in, or why there is none that counts."""
     found = sorted(folder.rglob("summary.json"))
     if not found:
         return "it left no summary.json (has it a logger, and a test split?)"
@@ -58,7 +58,7 @@ def summary(folder: Path) -> dict[str, Any] | str:
         # It may be a whole table.
         shown = json.dumps(values[wrong])[:40]
         return f"{found[0].name}: {wrong}={shown} is no number; write a number, or leave it out"
-    return told
+    return found[0].parent, told
 
 
 def last_lines(log: Path, num: int = 5) -> list[str]:

@@ -38,6 +38,7 @@ class Result:
         metrics: by name: final ones, of a stopped trial those last reported.
         samples_per_second: median over training steps, where the run tells.
         history: values of the sweep's metric in the order in which they were reported.
+        run: the folder of the run that it was, from the trial's; None where none has finished.
 
     Raises:
         TypeError: a field is of another type, as in a file that something else has written.
@@ -49,10 +50,13 @@ class Result:
     metrics: dict[str, float] = field(default_factory=dict)
     samples_per_second: float | None = None
     history: list[float] = field(default_factory=list)
+    run: str | None = None
 
     def __post_init__(self) -> None:
         if self.state not in get_args(State) or not isinstance(self.reason, str):
             raise TypeError("state and reason tell how a trial ended")
+        if not isinstance(self.run, str | None):
+            raise TypeError("run is no folder")
         _check_types({"metrics": dict, "history": list}, self)
         numbers = [self.seconds, *self.metrics.values(), *self.history]
         if self.samples_per_second is not None:

@@ -172,6 +172,7 @@ class Runner:
         if isinstance(told, str):
             reason = told or (f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}")
             return Result(state="failed", reason=reason, seconds=seconds, history=history)
+        run, outcome = told
         # `dmt fit` sums up the test; of all else the last values count, as for W&B.
         reported = last_reported(folder, prefix="val/")
         if history:
@@ -179,9 +180,10 @@ class Runner:
         return Result(
             state="finished",
             seconds=seconds,
-            metrics={**reported, **told["metrics"]},
-            samples_per_second=told.get("samples_per_second"),
+            metrics={**reported, **outcome["metrics"]},
+            samples_per_second=outcome.get("samples_per_second"),
             history=history,
+            run=str(run.relative_to(folder)),
         )
 
     def _check_metric(self, trial: Trial) -> None:
