@@ -26,7 +26,7 @@ TOLD = {
         "test/auroc",
     ],
     "02_tower_partitioner": ["interaction, 8 dimensions: agreement", "method: coherent", "strided: test AUC 0."],
-    "03_ablation": ["num_towers=4, plan=synthetic_dlrm_4_interaction"],
+    "03_ablation": ["│ 1   ┆ num_towers=1,", "num_towers=4, plan=synthetic_dlrm_4_interaction"],
     "04_your_own_tower_module": ["pooled: test AUC 0.", "tower Wrong: returned shape"],
 }
 

@@ -53,6 +53,16 @@ def test_a_page_holds_all_it_shows(tmp_path: Path) -> None:
     assert "<h2>Towers &lt;4&gt;</h2>" in page and "<p>first</p>\n<p>second</p>" in page
 
 
+def test_narrow_screens_scroll_what_is_wide_and_nothing_else(tmp_path: Path) -> None:
+    page = write(tmp_path)
+    assert page.count('<div class="wide"><table>') == page.count('<div class="wide picture"><img ') == 1
+    assert page.count("<table>") == page.count("<img ") == 1
+    [narrow] = re.findall(r"@media screen and \(max-width: 50rem\) \{(.*?\}) \}", page, flags=re.DOTALL)
+    assert "img { max-width: none; }" in narrow  # its own width, as its letters are to be read
+    assert ".left { max-width:" in narrow and "overflow-wrap: break-word" in narrow
+    assert ".wide { overflow-x: auto; }" in page and "img { display: block; max-width: 100%;" in page
+
+
 def test_the_same_page_is_the_same_bytes(tmp_path: Path) -> None:
     assert write(tmp_path) == write(tmp_path)
 

@@ -104,10 +104,13 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
        padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ccc; }
 .wide { overflow-x: auto; }
+.picture { margin: 0.5rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.5rem 0; }
 th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; border-bottom: 1px solid #e5e5e5; vertical-align: top; }
 .right { text-align: right; } td.right { white-space: nowrap; }
-img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0; }
+img { display: block; max-width: 100%; height: auto; }
+@media screen and (max-width: 50rem) { body { overflow-wrap: break-word; } img { max-width: none; }
+                                       table { width: max-content; } .left { max-width: max(10rem, 30vw); } }
 @page { margin: 15mm; }
 @media print { body { max-width: none; padding: 0; font-size: 9pt; } img, tr { break-inside: avoid; }
                h1, h2 { break-after: avoid; } .wide { overflow: visible; } }
@@ -133,7 +136,7 @@ img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0; }
 </table></div>
 {% endfor %}
 {% for picture in pictures %}
-<img src="{{ picture }}" alt="{{ section.heading }}">
+<div class="wide picture"><img src="{{ picture }}" alt="{{ section.heading }}"></div>
 {% endfor %}
 </section>
 {% endfor %}

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from scipy.stats import mannwhitneyu
 
 from dmt import waiting
@@ -168,6 +171,19 @@ def test_few_single_runs_are_columns(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sum("-0.0100" in line for line in lines) == 1 and "difference to second" in "\n".join(lines)
 
 
+def test_a_baseline_is_named_by_its_rounded_or_whole_float(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, rate in enumerate((0.15676677195506075, 0.1)):
+        model = {"rate": rate, "top": "a"}
+        write_run(write_trial(tmp_path / "s", number, "finished") / "run", 0.7, model=model)
+    for name in ("rate=0.1568", "rate=0.1568,top=a", "rate=0.15676677195506075"):
+        main(["report", str(tmp_path / "s"), "--baseline", name, "--json"])
+        rows = json.loads(capsys.readouterr().out)
+        assert [(row["point"], row["is_baseline"]) for row in rows] == [("rate=0.1568", True), ("rate=0.1", False)]
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", str(tmp_path / "s"), "--baseline", "rate=0.1568,top=ab"])
+    assert "did you mean top=a?" in capsys.readouterr().err
+
+
 def test_versions_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path / "tiny" / f"version_{n}", 0.7 + n / 10, model={"number": n}) for n in (0, 1)]
     main(["report", *map(str, runs), "--baseline", "tiny/version_0", "--json"])
@@ -253,6 +269,27 @@ def test_of_many_points_the_best_and_the_baseline_have_numbers(tmp_path: Path) -
     assert told_numbers(figure.axes[0]) == list(range(1, 11))
 
 
+@pytest.mark.parametrize("num_alike", [3, 11])
+def test_numbers_cover_neither_each_other_nor_markers(tmp_path: Path, num_alike: int) -> None:
+    options = [{"auc": 0.7 + n % 3 / 1e4, "width": 4} for n in range(num_alike)]
+    points = many_points(tmp_path, [*options, {"auc": 0.71, "width": 8}])
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    draw_trade_offs(figure, points, metric="test/auroc")
+    for dpi in (60, 110):
+        figure.set_dpi(dpi)
+        figure.draw_without_rendering()
+        for axes in figure.axes[:3]:
+            boxes = [Text.get_window_extent(text) for text in axes.texts]
+            assert len(boxes) == len(points)
+            assert all(axes.bbox.containsx(x) and axes.bbox.containsy(y) for box in boxes for x, y in box.corners())
+            assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+            places = [axes.transData.transform(xy) for line in axes.lines if len(xy := line.get_xydata()) == 1]
+            assert len(places) == len(points)
+            half = 2.5 / 72 * dpi  # of a marker 6 points wide, that letters may touch
+            markers = [Bbox([place - half, place + half]) for [place] in places]
+            assert not any(box.overlaps(marker) for box in boxes for marker in markers)
+
+
 def test_the_front_goes_through_its_points(tmp_path: Path) -> None:
     points = many_points(tmp_path, [{"auc": 0.7 + n / 100, "width": 4 + n // 3} for n in range(6)])
     figure = Figure()
@@ -335,6 +372,7 @@ def test_wrong_input_is_named(sweep: Path, tmp_path: Path, capsys: pytest.Captur
         "study --baseline tower=Towr1": "0 points have it, not one; did you mean tower=Tower1?",
         "study --metric step": "--metric step: no run has it; choose one of test/auroc",
         "study --metric auc": "--metric auc: no run has it; choose one of test/auroc",
+        "study --metric test/aucroc": "--metric test/aucroc: no run has it; did you mean test/auroc?",
         "study --output empty": "it exists; give another name",
     }.items():
         given = [str(tmp_path / word) if (tmp_path / word).exists() else word for word in words.split()]

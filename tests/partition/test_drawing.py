@@ -5,11 +5,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from dmt.partition import Affinity, TowerPartitioner
-from dmt.partition.drawing import draw, draw_one, map_note, strongest_pairs, tower_costs
+from dmt.partition.drawing import COLORS, draw, draw_one, map_note, strongest_pairs, tower_costs
 from dmt.plan import TowerPlan
 
 MATRIX = [[0, 0.9, 0.1, 0.5], [0.9, 0, 0.3, 0.2], [0.1, 0.3, 0, 0.8], [0.5, 0.2, 0.8, 0]]
@@ -29,6 +30,19 @@ def test_the_strongest_pairs_that_are_kept_and_cut() -> None:
 def test_costs_of_towers() -> None:
     costs = tower_costs(AFFINITY, TowerPlan(towers=[["a", "d", "b"], ["c"]]))
     assert {kind: values.tolist() for kind, values in costs.items()} == {"features": [3, 1], "memory": [7, 3]}
+
+
+def luminance(color: str) -> float:
+    """Of what a colour sends to the eye, 1 for white (sRGB)."""
+    shares = np.array(to_rgb(color))
+    return float(
+        [0.2126, 0.7152, 0.0722] @ np.where(shares > 0.04045, ((shares + 0.055) / 1.055) ** 2.4, shares / 12.92)
+    )
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_thin_lines_show_on_white(color: str) -> None:
+    assert 1.05 / (luminance(color) + 0.05) > 2  # contrast, of 1 to 21; that of yellow is 1.3
 
 
 @pytest.mark.parametrize(("num_features", "num_towers"), [(2, 2), (26, 4), (150, 70)])

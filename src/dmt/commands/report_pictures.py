@@ -3,17 +3,19 @@
 import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dmt.partition.drawing import COLORS, MARKERS
+from dmt.partition.drawing import COLORS, MARKERS, write_beside
 from dmt.runs import Point, Run
 
 _FLOAT_BYTES = 4
 _MAX_CURVES = 8
-MAX_NUMBERED = 12  # points; more numbers would cover each other
+MAX_NUMBERED = 12  # points; more numbers would have no room
+_NUMBER_SIZE = 8
 _LINES = ("-", "--", ":", "-.")
 
 Cost = Callable[[Point], float | None]
@@ -121,12 +123,13 @@ def draw_trade_offs(figure: Figure, points: Sequence[Point], *, metric: str, bas
     num_rows = (len(costs) + 1) // 2
     figure.set_figheight(figure.get_figheight() * num_rows / 2)
     grid = figure.subplots(num_rows, min(2, len(costs)), squeeze=False).flat
+    write_numbers = []
     for (name, cost), axes in zip(costs.items(), grid, strict=False):
         drawn = {number: point for number, point in shown.items() if cost(point) is not None}
         front = pareto_front(points, metric=metric, cost=cost) if _has_front(name) else []
         best = front or _best_of_each(list(drawn.values()), cost, metric=metric)
         told = [*best, *([] if baseline is None else [baseline])] if len(drawn) > MAX_NUMBERED else list(points)
-        _draw_costs(axes, drawn, cost, metric=metric, told=told, best=best)
+        write_numbers.append(_draw_costs(axes, drawn, cost, metric=metric, told=told, best=best))
         if front:
             places = [(_at(point, cost), statistics.median(point.values(metric))) for point in front]
             axes.step(*np.transpose(places), where="post", color="gray", linewidth=1, zorder=0)
@@ -136,6 +139,9 @@ def draw_trade_offs(figure: Figure, points: Sequence[Point], *, metric: str, bas
         axes.set_ylabel(metric)
     for axes in list(grid):  # an odd number leaves a place
         axes.set_axis_off()
+    figure.draw_without_rendering()  # lays it out: only now is it known what is near what
+    for write in write_numbers:
+        write()
 
 
 def _best_of_each(points: Sequence[Point], cost: Cost, *, metric: str) -> list[Point]:
@@ -153,7 +159,9 @@ def _at(point: Point, cost: Cost) -> float:
 
 def _draw_costs(
     axes: Axes, points: Mapping[int, Point], cost: Cost, *, metric: str, told: Sequence[Point], best: Sequence[Point]
-) -> None:
+) -> Callable[[], None]:
+    """Draw the points, and return what writes the numbers of those told of once the figure is laid out."""
+    names, places, bars = [], [], []
     for number, (point, x) in zip(points, _places(list(points.values()), cost, best), strict=True):
         values = point.values(metric)
         median = statistics.median(values)
@@ -162,8 +170,10 @@ def _draw_costs(
         color, layer = (color, 3) if is_told else ("0.75", 2)
         axes.plot([x, x], [min(values), max(values)], linewidth=1, color=color, zorder=layer)
         axes.plot([x], [median], marker=MARKERS[turn % len(MARKERS)], color=color, zorder=layer)
-        if is_told:
-            axes.annotate(str(number), (x, median), xytext=(4, 3), textcoords="offset points", fontsize=8, zorder=4)
+        names.append(str(number) if is_told else "")
+        places.append((x, median))
+        bars.append((min(values), max(values)))
+    return partial(write_beside, axes, names, np.array(places), size=_NUMBER_SIZE, bars=np.array(bars))
 
 
 def _places(points: Sequence[Point], cost: Cost, best: Sequence[Point]) -> list[tuple[Point, float]]:

@@ -15,13 +15,15 @@ from dmt.partition.affinity import Affinity
 from dmt.partition.geometry import distances, place
 from dmt.plan import TowerPlan
 
-# Okabe and Ito (2008): told apart with any colour vision. Towers beyond eight take another marker.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+# Okabe and Ito (2008), with a dark red for their yellow, which no line shows on white: told apart with any colour
+# vision. Towers beyond eight take another marker.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#000000")
 MARKERS = "os^Dv<>Pp*Xh"
 _MAX_NAMES = 60  # features; more names would cover each other
 _PAD = 0.1  # inches beside pictures: letters are not equally wide at all resolutions
 _MAX_LETTERS = 30  # of a name; a longer one loses its middle, or it would leave no room for the picture
 _NAME_SIZE = 7  # of its letters
+_MARKER_SIZE = 6  # in 1/72 inch
 # Where a name may begin, be centred or end, and how far above or below its point, in 1/72 inch. Nearer ones first.
 _SIDES = [(x, sign * y) for y in range(3, 140, 4) for sign in (1, -1) for x in (5, -5, 0) if x or y > 3]
 _FAR = 12  # so many points above or below, a line leads from the name to its point
@@ -140,7 +142,12 @@ def draw_map(axes: Axes, affinity: Affinity, plan: TowerPlan, points: np.ndarray
     axes.set_xticks([])
     axes.set_yticks([])
     if len(points) <= _MAX_NAMES:
-        _write_names(axes, [_shown(name) for name in affinity.features], points)
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        for _ in range(2):  # what the first pass makes smaller has labels that the second finds room for
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # points now have places on the picture, and keep them
+        write_beside(axes, [_shown(name) for name in affinity.features], points)
 
 
 def map_note(plan: TowerPlan, points: np.ndarray | None) -> str:
@@ -161,26 +168,41 @@ def _shown(name: str) -> str:
     return name if len(name) <= _MAX_LETTERS else f"{name[:half]}…{name[1 - half :]}"
 
 
-def _write_names(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
-    """Names beside their points (F, 2): inside the axes, and clear of each other and of points if there is room.
+def write_beside(
+    axes: Axes, names: Sequence[str], points: np.ndarray, *, size: float = _NAME_SIZE, bars: np.ndarray | None = None
+) -> None:
+    """Names beside their points: inside the axes, and clear of each other and of markers and bars if there is room.
 
-    Each takes the nearest place that covers least of what is there already.
+    Each takes the nearest place that covers least of what is there already. The figure must have been laid out.
+
+    Args:
+        axes: with the points.
+        names: of the points; empty for those without one.
+        points: (P, 2), where there are markers.
+        size: of the letters, in points.
+        bars: (P, 2), the ends of an upright line through each point, or None.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    for _ in range(2):  # what the first pass makes smaller has labels that the second finds room for
-        figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # points now have places on the picture, and keep them
     unit = figure.dpi / 72
     inside = np.concatenate(axes.bbox.get_points())
     anchors = axes.transData.transform(points)
-    taken = [np.concatenate([anchor - 3 * unit, anchor + 3 * unit]) for anchor in anchors]
-    for name, anchor, point in zip(names, anchors, points, strict=True):
-        size = _size_of(axes, name) + unit  # a little more, as letters are wider at some resolutions
-        boxes = [_box(anchor, np.array(side) * unit, size) for side in _SIDES]
-        covered = [
-            _common_area(box, np.array(taken)).sum() + 100 * (size.prod() - _common_area(box, inside)) for box in boxes
-        ]
+    taken = []  # boxes
+    if bars is not None:
+        low, high = (axes.transData.transform(np.stack([points[:, 0], end], axis=1)) for end in bars.T)
+        taken += list(np.concatenate([low - unit / 2, high + unit / 2], axis=1))
+    for index, (name, anchor, point) in enumerate(zip(names, anchors, points, strict=True)):
+        if not name:
+            continue
+        # Farther from the others' markers than from its own, or it could be taken for theirs.
+        reach = np.full((len(points), 1), _MARKER_SIZE * unit)
+        reach[index] /= 2
+        markers = np.concatenate([anchors - reach, anchors + reach], axis=1)
+        # A space between names, and a little above, as letters are larger at some resolutions.
+        extent = _size_of(axes, name, size) + np.array([size / 2, 1]) * unit
+        boxes = [_box(anchor, np.array(side) * unit, extent) for side in _SIDES]
+        others = np.array([*markers, *taken])
+        covered = [_common_area(box, others).sum() + 100 * (extent.prod() - _common_area(box, inside)) for box in boxes]
         chosen = int(np.argmin(np.round(covered)))
         x, y = _SIDES[chosen]
         start = (0.5 - np.sign(x) / 2, 0.5 - np.sign(y) / 2)  # of a line, on the name
@@ -190,7 +212,7 @@ def _write_names(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
             point,
             xytext=(x, y),
             textcoords="offset points",
-            fontsize=_NAME_SIZE,
+            fontsize=size,
             parse_math=False,
             horizontalalignment={1: "left", 0: "center", -1: "right"}[int(np.sign(x))],
             verticalalignment="bottom" if y > 0 else "top",
@@ -200,12 +222,12 @@ def _write_names(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
         ).set_in_layout(False)
 
 
-def _size_of(axes: Axes, name: str) -> np.ndarray:
+def _size_of(axes: Axes, name: str, size: float) -> np.ndarray:
     """Width and height of a name, in pixels."""
-    text = axes.text(0, 0, name, fontsize=_NAME_SIZE, parse_math=False)
-    size = text.get_window_extent().size
+    text = axes.text(0, 0, name, fontsize=size, parse_math=False)
+    extent = text.get_window_extent().size
     text.remove()
-    return np.asarray(size)
+    return np.asarray(extent)
 
 
 def _box(anchor: np.ndarray, side: np.ndarray, size: np.ndarray) -> np.ndarray:
