@@ -1,8 +1,11 @@
 """Columns of pooled embeddings find their towers, whatever pieces they come in."""
 
 import random
+from typing import Any
 
+import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmt.modules.columns import ColumnBlock, ColumnRoute
 
@@ -67,3 +70,24 @@ def test_what_lies_in_order_is_not_copied() -> None:
     first, second = ColumnRoute([[a, b, c, d]], [[c, d], [a, b]])(value, num_rows=3)
     assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr() == value.data_ptr()
     assert torch.equal(first, value[:, 4:]) and torch.equal(second, value[:, :4])
+
+
+class _Concatenations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.cat.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("num_outputs", "copies"), [(1, 0), (2, 1)])
+def test_the_gradient_of_a_single_output_is_not_copied(num_outputs: int, copies: int) -> None:
+    blocks = [ColumnBlock(name, 0, 4) for name in "ab"]
+    route = ColumnRoute([blocks], [blocks] if num_outputs == 1 else [blocks[:1], blocks[1:]])
+    values = torch.randn(3 * 8, requires_grad=True)
+    outputs = route(values, num_rows=3)
+    with _Concatenations() as made:
+        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+    assert made.count == copies and values.grad is not None and bool((values.grad == 1).all())

@@ -111,13 +111,13 @@ class ColumnRoute:
                 (runs[0].places[0][1], index) for index, runs in enumerate(self._runs) if runs[0].places[0][0] == piece
             ]
             indices = [index for _, index in sorted(here)]
-            columns = pieces[piece].split([self._runs[index][0].width for index in indices], dim=1)
+            columns = _split(pieces[piece], [self._runs[index][0].width for index in indices], dim=1)
             found |= dict(zip(indices, columns, strict=True))
         return [found[index] for index in range(len(self._runs))]
 
     def _pieces(self, values: Tensor, num_rows: int) -> list[Tensor]:
         """(B, W_s) of each piece."""
-        flat = values.reshape(-1).split([num_rows * width for width in self._piece_widths])
+        flat = _split(values.reshape(-1), [num_rows * width for width in self._piece_widths], dim=0)
         return [piece.view(num_rows, width) for piece, width in zip(flat, self._piece_widths, strict=True)]
 
     def gather(self, values: Tensor, num_rows: int) -> list[Tensor]:
@@ -157,6 +157,11 @@ def _join(runs: Sequence[_Run]) -> list[_Run]:
 
 def _is_slice(runs: Sequence[_Run]) -> bool:
     return len(runs) == 1 and len(runs[0].places) == 1
+
+
+def _split(values: Tensor, sizes: Sequence[int], *, dim: int) -> Sequence[Tensor]:
+    """As torch's, which would copy the gradient also where there is one part only."""
+    return [values] if len(sizes) == 1 else values.split(list(sizes), dim=dim)
 
 
 class _Gather(torch.autograd.Function):
