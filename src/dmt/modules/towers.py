@@ -145,8 +145,9 @@ class DLRMTower(TowerModule):
         if self.project is not None:
             # (B, F_t, c*D) holds feature f's c vectors side by side, so the view is (B, F_t*c, D).
             projected = F.linear(embeddings, self.project.weight).flatten(1)
-            # The bias apart: its gradient is a sum over rows, which takes ten times as long over B*F_t narrow ones.
-            projected += self.project.bias.to(projected.dtype).repeat(embeddings.shape[1])
+            # The bias apart: its gradient is a sum over rows, which takes ten times as long over B*F_t narrow ones. And
+            # not in place: autograd would copy the gradient of a view three times.
+            projected = projected + self.project.bias.to(projected.dtype).repeat(embeddings.shape[1])
             outputs.append(projected.view(batch_size, self.out_features - self.p, self.out_dim))
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
