@@ -33,18 +33,26 @@ def test_a_killed_run_goes_on_without_redoing_parts(
 ) -> None:
     folder, _ = days
     output = tmp_path / "out"
-    parts = output / (stage if killed_in == "first" else "parts")
-    code = (
-        "from pathlib import Path; from dmt.preprocess.criteo import Hashing, Vocabularies;"
-        "from tests.preprocess.criteo_cases import convert;"
-        f"convert([Path({str(folder)!r})], Path({str(output)!r}), part_bytes=50_000, categories={categories!r})"
-    )
+    killed_stage = stage if killed_in == "first" else "parts"
+    parts = output / killed_stage
+    # It ends itself, at a random moment after five parts: whoever watches it may be late, on a busy machine.
+    code = f"""
+import os, random, signal, threading
+from pathlib import Path
+from dmt.preprocess.criteo import Hashing, Vocabularies
+from tests.preprocess.criteo_cases import convert
+
+stages = []
+
+def note(stage, report):
+    stages.append(stage)
+    if stages.count({killed_stage!r}) == 5:
+        threading.Timer(random.random() / 100, os.killpg, [0, signal.SIGKILL]).start()
+
+convert([Path({str(folder)!r})], Path({str(output)!r}), part_bytes=50_000, categories={categories!r}, on_part=note)
+"""
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    deadline = time.monotonic() + 180
-    while len(list(parts.glob("[0-9]*"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait(timeout=180) == -signal.SIGKILL
     finished = {path: path.stat().st_mtime_ns for path in parts.glob("[0-9]*/part.json")}
     assert len(finished) >= 5 and not (output / "manifest.json").exists()
     found: dict[Path, int] = {}
