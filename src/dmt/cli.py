@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from dmt.errors import UserInputError, nearest
 
@@ -43,7 +44,6 @@ tabular  guess what the columns of a log of your own are, for you to review; `dm
 
 dmt preprocess criteo --help and dmt preprocess tabular --help have the options.
 """
-
 
 _GRACE_S = 10.0
 
@@ -97,12 +97,17 @@ def _asked_to_end(end: BaseException) -> signal.Signals | None:
     return signal.SIGTERM if lightning is not None and isinstance(end, lightning.SIGTERMException) else None
 
 
+def _joined() -> Any:
+    """``torch.distributed`` where this process has joined a group, else None; not imported for it."""
+    distributed = sys.modules.get("torch.distributed")
+    joined = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return distributed if joined else None
+
+
 def _end_soon(code: int) -> None:
     """End this process in a while, whatever it waits for: NCCL leaves a group only together with all its ranks."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return
-    if distributed.get_backend() == "nccl":
+    distributed = _joined()
+    if distributed is not None and distributed.get_backend() == "nccl":
         sys.stderr.flush()
         timer = threading.Timer(_GRACE_S, os._exit, [code])
         timer.daemon = True
@@ -111,8 +116,8 @@ def _end_soon(code: int) -> None:
 
 def _leave_process_groups() -> None:
     """Join the threads of collectives: an interpreter that ends while they run aborts now and then, with a signal."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    distributed = _joined()
+    if distributed is not None:
         gc.collect()  # a model that is gone but for its cycles holds groups too, and threads end with the last holder
         distributed.destroy_process_group()
 

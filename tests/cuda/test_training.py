@@ -1,23 +1,18 @@
 """Training on a GPU against the CPU: one process, both strategies alone, and four ranks that share the GPU."""
 
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed import flat_cases
-from tests.distributed.harness import run_ranks
+from tests.distributed.harness import fresh_seed, run_ranks
 from tests.distributed.stage_cases import check_many
 from tests.distributed.strategy_cases import check_optimizers, check_precision
 from tests.distributed.test_training import assert_same_run, train
 from tests.distributed.training_cases import Run
 
 STRATEGIES = ("sptt", "torchrec")
-
-
-def fresh_seed() -> int:
-    return random.SystemRandom().randrange(2**31)  # fresh cases each run; a failure names its seed
 
 
 @pytest.fixture(scope="module")

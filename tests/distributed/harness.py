@@ -1,10 +1,16 @@
 """Runs a function on several processes of this machine and brings back results or tracebacks."""
 
+import random
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from dmt.emulate import run_local_ranks
+
+
+def fresh_seed() -> int:
+    """Other cases on each run; a failure names its seed."""
+    return random.SystemRandom().randrange(2**31)
 
 
 def run_ranks(

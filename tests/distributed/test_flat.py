@@ -1,6 +1,5 @@
 """torchrec = plain torch under every kind of sharding, precision and optimiser that the flat stage has."""
 
-import random
 from contextlib import nullcontext
 
 import pytest
@@ -14,12 +13,8 @@ from dmt.strategies.flat import FlatStage
 from dmt.strategies.flat_sharding import check_kernel_sizes
 from dmt.strategies.topology import Topology
 from tests.distributed import flat_cases as cases
-from tests.distributed.harness import run_ranks
+from tests.distributed.harness import fresh_seed, run_ranks
 from tests.distributed.strategy_cases import build, check_optimizers, check_precision
-
-
-def fresh_seed() -> int:
-    return random.SystemRandom().randrange(2**31)  # fresh cases each run; a failure names its seed
 
 
 @pytest.mark.parametrize(("hosts", "ranks_per_host"), [(1, 1), (1, 2), (2, 1), (2, 2)])

@@ -1,12 +1,11 @@
 """sptt = plain torch: outputs, gradients and parameters over random stages, layouts, shardings and batches."""
 
 import os
-import random
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.harness import run_ranks
+from tests.distributed.harness import fresh_seed, run_ranks
 from tests.distributed.stage_cases import KINDS, OPTIMIZERS, all_state_shapes, check_many, plain_state_shapes
 from tests.distributed.strategy_cases import check_optimizers, check_precision
 
@@ -19,7 +18,7 @@ LAYOUTS = [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (4, 2, 1), (4, 1, 2), (2,
 
 @pytest.mark.parametrize(("hosts", "ranks_per_host", "hosts_per_group"), LAYOUTS)
 def test_sptt_equals_plain_torch(hosts: int, ranks_per_host: int, hosts_per_group: int) -> None:
-    seed = random.SystemRandom().randrange(2**31)  # fresh cases each run; a failure names its seed
+    seed = fresh_seed()
     arguments = (ranks_per_host, hosts_per_group, seed, NUM_CASES, 5)
     checked = run_ranks(check_many, world_size=hosts * ranks_per_host, args=arguments, timeout_s=60 + 20 * NUM_CASES)
     assert set(checked) == {NUM_CASES}
@@ -29,7 +28,7 @@ def test_sptt_equals_plain_torch(hosts: int, ranks_per_host: int, hosts_per_grou
 def test_every_optimizer_equals_the_plain_stage_and_checkpoints_move_between_shardings(
     tmp_path: Path, ranks_per_host: int
 ) -> None:
-    seed = random.SystemRandom().randrange(2**31)
+    seed = fresh_seed()
     kinds = [kind for kind in KINDS if kind != "grid_shard" or ranks_per_host == 4]
     arguments = ("sptt", ranks_per_host, (*OPTIMIZERS, "adam"), kinds, str(tmp_path), seed)
     [checked, *_] = run_ranks(check_optimizers, world_size=4, args=arguments)
@@ -38,7 +37,7 @@ def test_every_optimizer_equals_the_plain_stage_and_checkpoints_move_between_sha
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_precision_costs_its_own_rounding(precision: str) -> None:
-    seed = random.SystemRandom().randrange(2**31)
+    seed = fresh_seed()
     run_ranks(check_precision, world_size=4, args=("sptt", ("table_wise", "row_wise"), precision, seed))
 
 

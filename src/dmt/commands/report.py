@@ -142,6 +142,10 @@ def _some(names: Sequence[str]) -> str:
     return "; ".join(names[:_MAX_NAMED]) + f" and {more} more" * (more > 0)
 
 
+def _parts(label: str) -> set[str]:
+    return set(label.replace(" ", "").split(","))
+
+
 def find_baseline(points: Sequence[Point], name: str) -> Point:
     """The one point with this label, or with all of these parts of a label or options.
 
@@ -149,14 +153,11 @@ def find_baseline(points: Sequence[Point], name: str) -> Point:
         UserInputError: none or several have them.
     """
     exact = [point for point in points if name == point.label or name in {run.name for run in point.runs}]
-    wanted = set(name.replace(" ", "").split(","))
-    told = [set(point.label.replace(" ", "").split(",")) for point in points]
-    found = exact or [point for point, own in zip(points, told, strict=True) if wanted <= own]
-    found = found or [point for point, own in zip(points, told, strict=True) if wanted <= own | point.parts]
+    wanted = _parts(name)
+    found = exact or [point for point in points if wanted <= _parts(point.label)]
+    found = found or [point for point in points if wanted <= _parts(point.label) | point.parts]
     if len(found) != 1:
-        known = sorted(
-            {part for point, own in zip(points, told, strict=True) for part in {point.label} | own | point.parts}
-        )
+        known = sorted({part for point in points for part in {point.label} | _parts(point.label) | point.parts})
         strange = [part for part in sorted(wanted) if part not in known]
         listed = f"the points are {_some([point.label for point in found or points])}"
         fix = nearest(strange[0], known, otherwise=listed) if strange else listed

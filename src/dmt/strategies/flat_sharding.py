@@ -27,7 +27,7 @@ from dmt.errors import UserInputError
 from dmt.modules.embeddings import fbgemm_optimizer
 from dmt.modules.shards import TableShard
 from dmt.modules.stage import TowerStage
-from dmt.strategies.placement import COLUMN_STEP, ROWWISE_OBSTACLE, Placement, TableCost, cut_rows, place
+from dmt.strategies.placement import COLUMN_STEP, RESERVED, ROWWISE_OBSTACLE, Placement, TableCost, cut_rows, place
 from dmt.strategies.stage import table_costs
 from dmt.strategies.topology import Topology
 
@@ -321,7 +321,7 @@ def _planner_plan(
             kernel_config=KernelConfig(compute_device=device_type),
         ),
         # TorchRec's default, without its guess at the size of dense layers, which are not in ``plain``.
-        storage_reservation=FixedPercentageStorageReservation(0.15),
+        storage_reservation=FixedPercentageStorageReservation(RESERVED),
         constraints=constraints,
         debug=False,
     )

@@ -14,13 +14,11 @@ from dmt.modules.stage import TowerStage
 from dmt.strategies.flat import FlatStage
 from dmt.strategies.flat_meter import count_torchrec
 from dmt.strategies.meter import WireMeter
+from dmt.strategies.placement import RESERVED
 from dmt.strategies.sptt import ProcessGroups, SpttStage
 from dmt.strategies.stage import ShardedStage
 from dmt.strategies.strategy import DEFAULT_TIMEOUT, TowerStrategy
 from dmt.strategies.topology import Topology
-
-_SHARE_FOR_TABLES = 0.85
-"""Of a rank's memory. The rest is for activations, dense layers and libraries; TorchRec's planner leaves as much."""
 
 
 class SpttStrategy(TowerStrategy):
@@ -42,7 +40,7 @@ class SpttStrategy(TowerStrategy):
             rank=self.global_rank,
             device=self.root_device,
             sharding=self.sharding,
-            rank_memory_bytes=int(_SHARE_FOR_TABLES * _rank_memory_bytes(self.root_device, ranks=self.num_processes)),
+            rank_memory_bytes=int((1 - RESERVED) * _rank_memory_bytes(self.root_device, ranks=self.num_processes)),
             forward_precision=self.forward_precision,
             backward_precision=self.backward_precision,
         )

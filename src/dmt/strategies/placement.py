@@ -23,6 +23,7 @@ ShardingKind = Literal["table_wise", "column_wise", "row_wise", "grid_shard"]
 """
 
 COLUMN_STEP = 4  # FBGEMM's kernels need a multiple of it
+RESERVED = 0.15  # of a rank's memory, for activations, dense layers and libraries; as TorchRec's planner does by itself
 _UNEVEN = 1.25  # a table with this many times a seat's fair share of the work is cut by the rule
 
 
