@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # hide Python's. Ranks are this command again, in the same folder.
         sys.path.append("")
     try:
-        _verb(arguments[0])(arguments)
+        run = _load(arguments[0])
+        run(arguments)
     except UserInputError as error:
         if not error.on_every_rank or _is_first_rank():
             print(f"dmt: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -138,6 +139,20 @@ def _run_preprocess(arguments: list[str]) -> None:
     else:
         hint = nearest(kind, ["criteo", "tabular"], otherwise="give criteo or tabular")
         raise UserInputError(f"dmt preprocess {kind}: {hint}")
+
+
+def _load(name: str) -> Callable[[list[str]], None]:
+    """The verb, its imports shown on a terminal: torch and what comes with it take seconds."""
+    if not (sys.stderr.isatty() and _is_first_rank()):
+        return _verb(name)
+    from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
+
+    spinner = Spinner("dots", f"dmt {name}: loading")
+    # Not redirected: Lightning's log handler keeps the standard error that it finds at its import.
+    with Live(spinner, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False):
+        return _verb(name)
 
 
 def _verb(name: str) -> Callable[[list[str]], None]:

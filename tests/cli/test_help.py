@@ -1,4 +1,8 @@
+import os
+import pty
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -66,3 +70,17 @@ def test_the_examples_of_the_help_can_be_parsed() -> None:
             arguments = shlex.split(command)[1:]
             assert arguments[0] == verb
             NamedCLI([a for a in arguments if a != "--json"], run=False)
+
+
+def test_a_terminal_is_told_while_a_verb_is_loaded(capfd: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-m", "dmt.cli", "preprocess"]
+    terminal, screen = pty.openpty()
+    subprocess.run(command, stderr=screen, check=True, env={**os.environ, "TERM": "xterm"}, timeout=120)
+    os.close(screen)
+    shown = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    # Said, and gone when it is over: the line is erased.
+    assert "dmt preprocess: loading" in shown and shown.rstrip().endswith("\x1b[2K")
+    subprocess.run(command, check=True, timeout=120)
+    printed = capfd.readouterr()
+    assert "loading" not in printed.out + printed.err
