@@ -1,4 +1,7 @@
-"""A report as one HTML file that needs nothing else, or as Markdown: headings, words, tables and pictures."""
+"""A report as one HTML file that needs nothing else, or as Markdown: headings, words, tables and pictures.
+
+Its tables may be shown on a terminal as well.
+"""
 
 import base64
 import re
@@ -10,10 +13,13 @@ from pathlib import Path
 import matplotlib as mpl
 from jinja2 import Environment
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table as ConsoleTable
 
 from dmt.errors import UserInputError
 
 _NUMBER = re.compile(r"(< )?[-+\d.,%]*(nan)?")
+_MAX_LETTERS = 30  # of a word that a terminal shows in one line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,28 @@ def write_markdown(path: Path, *, title: str, sections: Sequence[Section]) -> No
             file.write_bytes(_svg(picture))
             lines += [f"![{section.heading}]({file.name})", ""]
     path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+
+
+def print_table(table: Table) -> None:
+    """Show a table on standard output, words as they are, whatever signs they have.
+
+    What does not fit a narrow terminal is folded between words; one that is too narrow for single words gets longer
+    lines instead, rather than less of the table.
+    """
+    console, shown = Console(markup=False, emoji=False), ConsoleTable()
+    columns = list(zip(table.header, *table.rows, strict=True))
+    lines = 3 * len(columns) + 1  # between them, with spaces
+    is_narrow = sum(max(map(len, column)) for column in columns) + lines > console.width
+    widths = []
+    for cells, side in zip(columns, table.sides, strict=True):
+        # Numbers are not folded, nor what stands above them.
+        width = max(map(len, cells if side == "right" else " ".join(cells).split()))
+        widths.append(width if side == "right" else min(width, _MAX_LETTERS))
+        shown.add_column(cells[0], width=width if is_narrow and side == "right" else None, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.width = max(console.width, sum(widths) + lines)
+    console.print(shown)
 
 
 def _data_uri(figure: Figure) -> str:

@@ -73,6 +73,20 @@ def test_embeddings_that_are_not_finite_are_named_and_spoil_no_other_feature(
     np.testing.assert_allclose(matrix[2, [0, 1, 3, 4]], np.mean(measured))
 
 
+class Sum(Known):
+    """Embeddings that act each for themselves."""
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        return self.scale * self.stage(sparse_features).sum(dim=(1, 2))
+
+
+def test_a_model_without_interactions_is_told(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    fit(tmp_path, known_data(0), ClickModel(embedding_dim=4, top=Sum), InteractionProbe())
+    assert "InteractionProbe: no two features act together on the logit" in told_by_probe(recwarn)
+    assert not Affinity.load(tmp_path / "interaction.npz").matrix.any()
+
+
+@pytest.mark.filterwarnings("ignore:val/log_loss is nan")
 def test_gradients_that_are_not_finite_are_told(tmp_path: Path) -> None:
     model = ClickModel(embedding_dim=4, top=Known)
     fit(tmp_path, known_data(0), model)

@@ -30,10 +30,13 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["interaction", "cosine"])
-def test_a_checkpoint_is_probed_as_its_run_was(flat: Path, tmp_path: Path, kind: str) -> None:
+def test_a_checkpoint_is_probed_as_its_run_was(
+    flat: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--checkpoint", str(flat), "--probe", kind, "--towers", "2", "--save-affinity", str(tmp_path / "a.npz")]
     main(["partition", *options, "--output", str(tmp_path / "towers.yaml")])
     name = "affinity.npz" if kind == "cosine" else "interaction.npz"
+    assert f"{kind} of each pair of features over " in capsys.readouterr().out
     then, now = Affinity.load(flat.parents[1] / name), Affinity.load(tmp_path / "a.npz")
     assert (now.kind, now.num_samples, now.costs) == (kind, then.num_samples, then.costs)
     # The same operations on the same numbers, on another number of threads.
@@ -57,6 +60,17 @@ def test_auto_keeps_the_plan_that_trains_better(flat: Path, tmp_path: Path, caps
     assert sorted(losses) == ["coherent", "diverse"] and all(0.3 < loss < 0.7 for loss in losses.values())
     told = capsys.readouterr().out
     assert all(f"{method}: validation log loss {loss:.5f}" in told for method, loss in losses.items())
+
+
+def test_auto_needs_towers_that_differ(flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load((flat.parents[1] / "config.yaml").read_text())
+    config["model"] |= {"num_towers": 2}
+    config["trainer"]["callbacks"] = None
+    (tmp_path / "flat.yaml").write_text(yaml.safe_dump(config))
+    options = ["--affinity", str(flat.parents[1] / "interaction.npz"), "--towers", "2", "--method", "auto"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["partition", *options, "--config", str(tmp_path / "flat.yaml"), "--output", str(tmp_path / "auto.yaml")])
+    assert "flat.yaml: its model has no tower modules, so that all plans are alike to it" in capsys.readouterr().err
 
 
 def test_towers_are_explained(towers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

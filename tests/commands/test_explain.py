@@ -2,11 +2,13 @@
 
 import json
 import re
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torchrec.datasets.utils import Batch
@@ -125,6 +127,37 @@ def test_a_single_tower_has_no_picture_of_pairs(tmp_path: Path, monkeypatch: pyt
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Towers</h2>" in page and "Pairs" not in page
     write_report(explanation, TowerPlan(towers=[["a"]]), tmp_path / "report.png")
+
+
+def test_names_are_told_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    single = [Contribution(towers=(0,), auc_drop=0.2, deviation=0.01)]
+    explanation = Explanation(auc=0.8, num_samples=10, single=single, pairs=[])
+    command._print(explanation, TowerPlan(towers=[["[/x]", "[red]y"]]))
+    assert "[/x], [red]y" in capsys.readouterr().out
+
+
+def test_numbers_of_many_towers_do_not_cover_each_other() -> None:
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    single, pair = figure.subplots(1, 2)
+    drops = [Contribution(towers=(t,), auc_drop=0.2, deviation=0.01) for t in range(26)]
+    pairs = [
+        PairContribution(towers=towers, auc_drop=0.1, deviation=None, together=0.5, together_deviation=None)
+        for towers in combinations(range(26), 2)
+    ]
+    explanation = Explanation(auc=0.8, num_samples=10, single=drops, pairs=pairs)
+    command._draw_single(single, explanation)
+    command._draw_pairs(pair, explanation)
+    figure.draw_without_rendering()
+    for axis in (single.xaxis, pair.xaxis, pair.yaxis):
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
+        assert len(boxes) == 26 and not any(one.overlaps(other) for one, other in pairwise(boxes))
+
+
+def test_labels_that_are_all_the_same_are_told(known: tuple[ClickModel, list[Batch], np.ndarray]) -> None:
+    model, [batch, _], _ = known
+    alike = Batch(batch.dense_features, batch.sparse_features, torch.zeros_like(batch.labels))
+    with pytest.raises(UserInputError, match="explain: the labels of all 3,000 samples are the same, so there is no"):
+        explain(model, [alike])
 
 
 def test_logits_that_are_not_finite_are_told(known: tuple[ClickModel, list[Batch], np.ndarray]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.image import imread
 
 from dmt.cli import main
 from dmt.partition import Affinity
@@ -73,7 +74,7 @@ def test_costs_of_the_affinity_are_balanced(folder: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         main(["partition", *BASE, "--balance", "lookups", "--max-load", "1.1", "--output", "other.yaml"])
     # Three and three: the best has the costly feature and two others in one tower.
-    assert "the evenest such towers cost up to 7, 1.400 times their mean" in capsys.readouterr().err
+    assert "the evenest such towers cost up to 7, 1.400 times the mean of all towers" in capsys.readouterr().err
 
 
 def test_a_baseline_is_bounded_only_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,6 +126,39 @@ def test_a_report_of_names_with_the_signs_of_formulas_is_drawn(folder: Path, nam
     assert sorted(TowerPlan.load("towers.yaml").feature_names) == sorted(names) and (folder / name).exists()
 
 
+def test_towers_are_told_in_full_whatever_their_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["[/x]", "[red]y", ":smile:", "z[b]"]
+    affinity = Affinity(
+        features=names,
+        matrix=np.full((4, 4), 0.5),
+        kind="cosine",
+        num_samples=1,
+        costs={kind: [123456789.0] * 4 for kind in ("lookups", "memory", "outputs")},
+    )
+    affinity.save("signs.npz")
+    main(["partition", "--affinity", "signs.npz", "--towers", "2", "--output", "towers.yaml"])
+    told = capsys.readouterr().out
+    assert told.count("246,913,578") == 6 and "…" not in told
+    # A narrow terminal folds names, but loses none of their signs.
+    words = "".join(character for character in told if character not in "│ \n")
+    assert all(name in words for name in names)
+
+
+def test_no_name_is_cut_off_at_the_edge_of_a_picture(folder: Path) -> None:
+    names = [*"abcdefg", "d" * 60]
+    Affinity(features=names, matrix=np.full((8, 8), 0.5), kind="cosine", num_samples=1).save("long.npz")
+    main(["partition", "--affinity", "long.npz", "--towers", "2", "--output", "towers.yaml", "--report", "long.png"])
+    picture = imread("long.png")[..., :3]
+    for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        assert (edge == 1).all()
+
+
+def test_a_tower_of_one_feature_has_no_mean_affinity(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["partition", "--affinity", "affinity.npz", "--towers", "6", "--output", "towers.yaml"])
+    told = capsys.readouterr().out
+    assert "no two features share a tower; mean affinity of any two 0.420" in told and "0.000" not in told
+
+
 def test_no_plan_is_left_where_the_report_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise OSError("No space left on device")
@@ -144,6 +178,10 @@ def test_no_plan_is_left_where_the_report_fails(folder: Path, monkeypatch: pytes
         ("--output none/new.yaml", "--output none/new.yaml: there is no folder none; make it"),
         ("--costs none.yaml", "--costs none.yaml: .* give a YAML file"),
         ("--costs old.yaml", "--costs old.yaml: give numbers of at least 0 by name"),
+        ("--costs empty.yaml", "--costs empty.yaml: give numbers of at least 0 by name"),
+        ("--groups empty.yaml", "--groups empty.yaml: give a list of lists of features"),
+        ("--groups hollow.yaml", "--groups hollow.yaml: give a list of lists of features"),
+        ("--method greedy", "--method greedy: it deals features out by what they cost; give --balance KIND or --costs"),
         ("--groups old.yaml", "--groups old.yaml: give a list of lists of features"),
         ("--costs binary", "--costs binary: .* give a YAML file"),
         ("--costs dates.yaml", "--costs dates.yaml: .* give a YAML file"),
@@ -161,7 +199,10 @@ def test_no_plan_is_left_where_the_report_fails(folder: Path, monkeypatch: pytes
         ("--report none/new.html", "--report none/new.html: there is no folder none"),
         ("--balance rows", "--balance rows: the affinity has no such costs; it knows lookups, memory"),
         ("--balance memory --costs old.yaml", "--balance memory: --costs old.yaml says it too"),
-        ("--balance memory", "max_load=1.25: feature 'f' alone costs 1.50 times the mean of the towers; cut .* into 2"),
+        (
+            "--balance memory",
+            "--max-load 1.25: feature 'f' alone costs 1.50 times the mean .*; cut .* into 2",
+        ),
         ("--save-affinity new.npz", "--save-affinity new.npz: nothing is measured; give --checkpoint"),
         ("--probe cosine", "--probe cosine: nothing is measured; give --checkpoint"),
         ("--batches 3", "--batches 3: nothing is measured; give --checkpoint"),
@@ -169,10 +210,12 @@ def test_no_plan_is_left_where_the_report_fails(folder: Path, monkeypatch: pytes
         ("--steps 5", "--steps 5: nothing is trained; give --method auto"),
         ("--dims 4 --method spectral", "--dims 4: spectral places no points; give --method coherent, diverse or auto"),
         ("--dims 2 --method strided", "--dims 2: strided places no points"),
-        ("--dims 0", "num_dims=0: give"),
+        ("--dims 0", "--dims 0: give"),
         ("--steps 0 --method auto --config c.yaml", "--steps 0: give at least 1"),
         ("--output new.html --report ./new.html", "--report new.html: --output is the same file; give another name"),
         ("--checkpoint x --save-affinity new.yaml", "--save-affinity new.yaml: --output is the same file"),
+        ("--checkpoint x --towers 0", "towers=0: give a whole number"),
+        ("--pin a=2", "--pin a=2: give a tower from 0 to 1"),
         ("--checkpoint none.ckpt", "--checkpoint: not allowed with argument --affinity"),
     ],
 )
@@ -180,6 +223,8 @@ def test_wrong_input_is_named(folder: Path, words: str, told: str, capsys: pytes
     for name in ("old.yaml", "old.html"):
         (folder / name).write_text("towers")
     (folder / "binary").write_bytes(b"\xff\xfe\x00abc")
+    (folder / "empty.yaml").write_text("")
+    (folder / "hollow.yaml").write_text("[[]]")
     for name, cost in {"dates": "2024-13-45", "true": "true", "infinite": ".inf", "huge": "9" * 400}.items():
         (folder / f"{name}.yaml").write_text(f"{{a: {cost}, b: 1}}")
     given = dict(zip(words.split()[::2], words.split()[1::2], strict=True))

@@ -1,6 +1,6 @@
 """What pictures of towers are drawn of, and that they are drawn for few and many features."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -82,7 +82,6 @@ def test_long_names_cover_no_other_name_nor_the_legend_and_are_inside(is_alone: 
     affinity = Affinity(features=names, matrix=(matrix + matrix.T) / 2, kind="cosine", num_samples=10)
     plan = TowerPlan.strided(names, num_towers=8)
     figure = draw_one("map", affinity, plan) if is_alone else draw(affinity, plan)
-    figure.set_dpi(120)  # of a saved picture
     figure.draw_without_rendering()
     axes, legend = figure.axes[0 if is_alone else 3], figure.axes[0 if is_alone else 3].get_legend()
     boxes = names_of(axes)
@@ -93,6 +92,24 @@ def test_long_names_cover_no_other_name_nor_the_legend_and_are_inside(is_alone: 
         # Letters are a little wider at some resolutions than at others.
         assert axes.bbox.x0 - 3 <= box.x0 and box.x1 <= axes.bbox.x1 + 3
         assert axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
+
+
+def test_towers_of_many_colours_and_markers_are_told() -> None:
+    names = [f"f{index}" for index in range(26)]
+    affinity = Affinity(features=names, matrix=np.full((26, 26), 0.5), kind="cosine", num_samples=1)
+    figure = draw(affinity, TowerPlan.strided(names, num_towers=26))
+    figure.draw_without_rendering()
+    legend = figure.axes[3].get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == [str(t) for t in range(26)]
+    assert legend.get_window_extent().y0 >= 0 and legend.get_window_extent().x1 <= figure.bbox.x1
+    boxes = [label.get_window_extent() for label in figure.axes[1].get_xticklabels()]
+    assert len(boxes) == 26 and not any(one.overlaps(other) for one, other in pairwise(boxes))
+
+
+def test_pairs_of_a_kind_that_is_not_there_are_not_in_the_legend() -> None:
+    axes = draw_one("pairs", AFFINITY, TowerPlan(towers=[["a", "b", "c", "d"]])).axes[0]
+    legend = axes.get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["share a tower"]
 
 
 def test_names_are_no_formulas_and_not_too_long() -> None:

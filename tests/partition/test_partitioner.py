@@ -119,7 +119,7 @@ def test_what_a_refusal_says_is_enough_is_enough(ratio: float) -> None:
         options: dict[str, Any] = {"costs": costs, "ratio": ratio, "num_starts": 1}
         with pytest.raises(UserInputError) as refused:
             TowerPartitioner(3, max_load=1.0, **options).fit(affinity)
-        told = re.search(r"([\d.]+) times their mean: allow that", str(refused.value))
+        told = re.search(r"([\d.]+) times the mean of all towers: allow that", str(refused.value))
         if told is not None:  # no single feature costs too much
             TowerPartitioner(3, max_load=float(told[1]), **options).fit(affinity)
             enough.append(float(told[1]))
@@ -131,7 +131,9 @@ def test_what_a_refusal_says_is_enough_is_enough(ratio: float) -> None:
 def test_a_hard_bound_ends_in_bounded_work() -> None:
     """Towers of equal cost to the last digit: there are none, and to prove it would take hours."""
     costs = some_costs(26, spread=0.5)
-    with pytest.raises(UserInputError, match=r"that were found cost up to .* times their mean: allow at least that"):
+    with pytest.raises(
+        UserInputError, match=r"that were found cost up to .* times the mean of all towers: allow at least that"
+    ):
         TowerPartitioner(4, costs=costs, max_load=1.0, ratio=3, num_starts=1).fit(any_affinity(26))
 
 
@@ -168,7 +170,7 @@ def test_greedy_towers_are_evener_where_sizes_are_free() -> None:
 def test_the_bound_on_costs_is_of_all_towers() -> None:
     costs = {f"f{index}": 10.0 if index < 4 else 1.0 for index in range(8)}
     options: dict[str, Any] = {"groups": [["f0", "f1", "f2", "f3"]], "costs": costs}
-    told = r"the group of 'f0': 4 features .* at most 24.2; the evenest such towers cost up to 40, 1.819 times their"
+    told = r"the group of 'f0': 4 features .* at most 24.2; .* cost up to 40, 1.819 times the mean of all towers"
     with pytest.raises(UserInputError, match=told):
         TowerPartitioner(2, max_load=1.1, **options).fit(any_affinity(8))
     TowerPartitioner(2, max_load=1.819, **options).fit(any_affinity(8))
@@ -348,6 +350,9 @@ def test_auto_keeps_no_method_that_diverges() -> None:
             r"feature 'f0' alone costs 1.45 .* \(too costly as well: 'f1' 1.41, 'f2' 1.36, 'f3' 1.31, and 2 more\)",
         ),
         ({"costs": {"x": 1}}, "costs: no feature 'x'; the features are f0, f1"),
+        ({"costs": [1] * 8}, "costs: a list; give numbers by the names of features"),
+        ({"pinned": ["f0"]}, "pinned: a list; give numbers by the names of features"),
+        ({"method": "greedy"}, "method=greedy: it deals features out by what they cost, and there are no costs"),
         ({"groups": [["f0"], ["f0"]]}, "groups: a feature is in more than one"),
         ({"groups": [["f0"], ["f1"]]}, "towers=2: 3 groups of features need a tower each"),
         ({"pinned": {"f0": 2}}, "pinned f0=2: give a tower from 0 to 1"),
@@ -375,6 +380,11 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     affinity, _ = planted([4, 4])
     with pytest.raises(UserInputError, match=message):
         TowerPartitioner(**({"num_towers": 2} | options)).fit(affinity)
+
+
+def test_a_matrix_without_names_is_refused() -> None:
+    with pytest.raises(UserInputError, match="affinity: a ndarray; give an Affinity, which knows the features' names"):
+        TowerPartitioner(2).fit(np.eye(4))  # type: ignore[arg-type]
 
 
 def test_affinities_are_kept(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Shapes: B samples, F features, N embedding dim.
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
@@ -40,7 +41,7 @@ class InteractionProbe(Probe):
 
     It costs F + 1 forward and backward passes of the dense layers, 27 for Criteo's 26 features, over up to 1,024
     samples of a rank's batch. The pairs of a feature with embeddings that are not finite take the mean of the others,
-    with a warning that names it.
+    with a warning that names it. A model in which no two features act together gives zeros, with a warning too.
 
     Args:
         num_batches: batches of all ranks together to look at. Each rank takes other samples from its own.
@@ -84,6 +85,11 @@ class InteractionProbe(Probe):
         if not interactions.isfinite().all():
             reasons.append(f"InteractionProbe: the logit's gradients are not finite, {_DIVERGED}")
             raise UserInputError("; ".join(reasons), on_every_rank=True)
+        if not interactions.any():
+            rank_zero_warn(
+                "InteractionProbe: no two features act together on the logit of these samples, so that towers made of "
+                "this would be arbitrary; look at more batches, or make towers of an AffinityProbe's cosines"
+            )
         interactions /= interactions.max().clamp(min=1e-12)
         matrix = fill_unmeasured(interactions, (strays == 0) & (strays == 0)[:, None], reasons)
         matrix.fill_diagonal_(0)

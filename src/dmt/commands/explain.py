@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 from torchrec.datasets.utils import Batch
@@ -30,7 +28,7 @@ from dmt.commands.trained import visit
 from dmt.errors import OneLineParser, UserInputError, check_new_file, write_file
 from dmt.modules.click_model import ClickModel
 from dmt.modules.stage import TowerStage, given_outputs
-from dmt.partition.drawing import COLORS
+from dmt.partition.drawing import COLORS, number_towers
 from dmt.plan import TowerPlan
 from dmt.waiting import waiting
 
@@ -106,13 +104,17 @@ def explain(model: ClickModel, batches: Sequence[Batch], *, num_repeats: int = 3
         seed: of how.
 
     Raises:
-        UserInputError: a logit is not finite.
+        UserInputError: a logit is not finite, or all labels are the same.
     """
     stage = next(child for child in model.modules() if isinstance(child, TowerStage))
     places = _places([tower.out_features for tower in stage.tower_modules])
     pairs = list(combinations(range(len(places)), 2))
     wanted: list[Towers] = [*((t,) for t in range(len(places))), *pairs]
     labels = torch.cat([batch.labels for batch in batches]).int()
+    if len(labels.unique()) < 2:
+        raise UserInputError(
+            f"explain: the labels of all {len(labels):,} samples are the same, so there is no AUC; look at more batches"
+        )
     auc, drops, together = 0.0, dict[Towers, list[float]](), dict[Towers, list[float]]()
     for repeat in range(num_repeats):
         random = torch.Generator().manual_seed(seed + repeat)
@@ -251,11 +253,8 @@ def _told(deviation: float | None) -> str:
 def _print(explanation: Explanation, plan: TowerPlan) -> None:
     print(f"AUC {explanation.auc:.4f} on {explanation.num_samples:,} validation samples")
     for told in _tables(explanation, plan):
-        table = Table(*told.header)
-        for row in told.rows:
-            table.add_row(*row)
         if told.rows:
-            Console().print(table)
+            pages.print_table(told)
 
 
 def write_report(explanation: Explanation, plan: TowerPlan, path: Path) -> None:
@@ -290,8 +289,7 @@ def _draw_single(axes: Axes, explanation: Explanation) -> None:
     drops = [one.auc_drop for one in explanation.single]
     errors = [one.deviation or 0.0 for one in explanation.single]
     axes.bar(range(len(drops)), drops, yerr=errors, color=COLORS[0], ecolor=COLORS[1])
-    axes.set_xticks(range(len(drops)))
-    axes.set_xlabel("tower")
+    number_towers(axes.xaxis, len(drops))
     axes.set_ylabel("AUC drop")
     axes.set_title("AUC drop without a tower")
 
@@ -304,8 +302,6 @@ def _draw_pairs(axes: Axes, explanation: Explanation) -> None:
         matrix[t, u] = matrix[u, t] = pair.together
     image = axes.imshow(matrix, cmap="cividis", vmin=0)
     axes.figure.colorbar(image, ax=axes, label="change of the logit")
-    axes.set_xticks(range(size))
-    axes.set_yticks(range(size))
-    axes.set_xlabel("tower")
-    axes.set_ylabel("tower")
+    for axis in (axes.xaxis, axes.yaxis):
+        number_towers(axis, size)
     axes.set_title("how far two towers act together")

@@ -3,15 +3,14 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from dmt import pages
 from dmt.errors import OneLineParser, UserInputError, check_new_file, write_file
@@ -46,25 +45,16 @@ def run_partition_command(arguments: list[str]) -> None:
     options = _parse(arguments)
     for name in _WRITTEN:
         check_new_file(_option(name), getattr(options, name))
-    affinity = Affinity.load(options.affinity) if options.affinity else _probe(options)
-    costs = _costs(options, affinity)
-    partitioner = TowerPartitioner(
-        options.towers,
-        method=options.method,
-        loss=_loss(options),
-        ratio=options.ratio,
-        costs=costs,
-        max_load=options.max_load,
-        groups=_groups(options.groups),
-        pinned=_pins(options.pin),
-        apart=[_pair(text) for text in options.apart],
-        num_dims=2 if options.dims is None else options.dims,
-        seed=options.seed,
-    )
-    started = time.monotonic()
-    plan = partitioner.fit(affinity).plan_
-    seconds = time.monotonic() - started
+    with _named_as_given():
+        partitioner = _partitioner(options)  # before anything is measured
+        affinity = Affinity.load(options.affinity) if options.affinity else _probe(options)
+        if options.balance:
+            partitioner.set_params(costs=_costs_of(options.balance, affinity))
+        started = time.monotonic()
+        plan = partitioner.fit(affinity).plan_
+        seconds = time.monotonic() - started
     if options.costs is not None:
+        costs = partitioner.costs or {}
         affinity = replace(affinity, costs={"cost": [costs.get(name, 0.0) for name in affinity.features]})
     # The plan last: it is not there where something fails, and the same command may be given again.
     if options.report is not None:
@@ -72,6 +62,36 @@ def run_partition_command(arguments: list[str]) -> None:
     write_file("--output", options.output, plan.save)
     _print(affinity, plan, partitioner.losses_)
     print(f"{len(affinity.features)} features into {options.towers} towers in {seconds:.1f} s: {options.output}")
+
+
+def _partitioner(options: argparse.Namespace) -> TowerPartitioner:
+    """The partitioner, without the costs that come with an affinity."""
+    return TowerPartitioner(
+        options.towers,
+        method=options.method,
+        loss=_loss(options),
+        ratio=options.ratio,
+        costs=_costs(options.costs),
+        max_load=options.max_load,
+        groups=_groups(options.groups),
+        pinned=_pins(options.pin),
+        apart=[_pair(text) for text in options.apart],
+        num_dims=2 if options.dims is None else options.dims,
+        seed=options.seed,
+    )
+
+
+@contextmanager
+def _named_as_given() -> Iterator[None]:
+    """Name options as the command has them, where the partitioner's names are others."""
+    try:
+        yield
+    except UserInputError as error:
+        told = str(error)
+        for name, option in (("num_dims=", "--dims "), ("max_load=", "--max-load "), ("pinned", "--pin")):
+            if told.startswith(name):
+                told = option + told.removeprefix(name)
+        raise UserInputError(told) from error
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -105,7 +125,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         metavar="D",
         help="of the points of coherent and diverse (default 2, as in the paper; more for many towers)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random starts (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the random starts, and of random (default 0)"
+    )
     bounds = parser.add_argument_group("bounds")
     bounds.add_argument(
         "--ratio",
@@ -117,10 +139,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     bounds.add_argument(
         "--balance",
         metavar="KIND",
-        help="what towers shall cost alike: lookups, memory (of the tables) or outputs (bytes of the embeddings)",
+        help="what towers shall cost alike: lookups, memory (bytes of the tables) or outputs (bytes of the embeddings)",
     )
     bounds.add_argument(
-        "--costs", type=Path, metavar="FILE", help="YAML file with what each feature costs, NAME: NUMBER"
+        "--costs",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with what each feature costs, NAME: NUMBER (those not named 0): told, and what --max-load and "
+        "greedy go by",
     )
     bounds.add_argument(
         "--max-load",
@@ -148,6 +174,8 @@ def _check(options: argparse.Namespace) -> None:
     _check_is_read(options)
     if options.method == AUTO and not options.config:
         raise UserInputError("--method auto: it trains a model with towers; give its configuration by --config FILE")
+    if options.method == "greedy" and not options.balance and not options.costs:
+        raise UserInputError("--method greedy: it deals features out by what they cost; give --balance KIND or --costs")
     pages.check_suffix("--report", options.report)
     for name in ("steps", "batches"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -199,7 +227,11 @@ def _probe(options: argparse.Namespace) -> Affinity:
     found: list[Affinity] = []
 
     def look(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        found.append(probe.measure(trainer, probe.check(trainer, module)))
+        model, started = probe.check(trainer, module), time.monotonic()
+        affinity = probe.measure(trainer, model)
+        seconds = time.monotonic() - started
+        print(f"{affinity.kind} of each pair of features over {affinity.num_samples:,} samples, in {seconds:.1f} s")
+        found.append(affinity)
 
     # With auto, --config is of the model with towers.
     config = None if options.method == AUTO else options.config
@@ -227,7 +259,7 @@ def write_report(affinity: Affinity, plan: TowerPlan, points: np.ndarray, path: 
         path: file to write.
     """
     if path.suffix != ".html":
-        draw(affinity, plan, points).savefig(path, dpi=120)
+        draw(affinity, plan, points).savefig(path, dpi="figure")
         return
     balance, matrix, map_ = (draw_one(name, affinity, plan, points) for name in ("balance", "affinity", "map"))
     pairs = {
@@ -263,11 +295,7 @@ def write_report(affinity: Affinity, plan: TowerPlan, points: np.ndarray, path: 
 
 
 def _print(affinity: Affinity, plan: TowerPlan, losses: dict[str, float]) -> None:
-    towers = _towers(affinity, plan)
-    table = Table(*towers.header)
-    for row in towers.rows:
-        table.add_row(*row)
-    Console().print(table)
+    pages.print_table(_towers(affinity, plan))
     print(_summary(affinity, plan))
     for method, loss in losses.items():
         print(f"{method}: validation log loss {loss:.5f}")
@@ -278,8 +306,8 @@ def _towers(affinity: Affinity, plan: TowerPlan) -> pages.Table:
     rows = [
         [
             str(index),
-            *(f"{values[index]:,.6g}" for values in costs.values()),
-            f"{mean_within(affinity, [tower]):.3f}",
+            *(_number(values[index]) for values in costs.values()),
+            _mean(affinity, [tower]),
             ", ".join(tower),
         ]
         for index, tower in enumerate(plan.towers)
@@ -287,22 +315,36 @@ def _towers(affinity: Affinity, plan: TowerPlan) -> pages.Table:
     return pages.Table(header=["tower", *costs, "mean affinity", "names"], rows=rows)
 
 
+def _number(value: float) -> str:
+    """Bytes to the last one; other costs to six digits."""
+    return f"{value:,.0f}" if 1e5 <= value < 1e15 else f"{value:,.6g}"
+
+
+def _mean(affinity: Affinity, towers: Sequence[Sequence[str]]) -> str:
+    mean = mean_within(affinity, towers)
+    return "" if mean is None else f"{mean:.3f}"
+
+
 def _summary(affinity: Affinity, plan: TowerPlan) -> str:
-    within, overall = mean_within(affinity, plan.towers), mean_within(affinity, [affinity.features])
-    return f"mean affinity of two features of a tower {within:.3f}, of any two {overall:.3f}"
+    within, overall = _mean(affinity, plan.towers), _mean(affinity, [affinity.features])
+    if not within:
+        return "no two features share a tower" + (f"; mean affinity of any two {overall}" if overall else "")
+    return f"mean affinity of two features of a tower {within}, of any two {overall}"
 
 
-def _costs(options: argparse.Namespace, affinity: Affinity) -> dict[str, float]:
-    if options.balance is not None:
-        if options.balance not in affinity.costs:
-            known = f"it knows {', '.join(affinity.costs)}" if affinity.costs else "it knows none; give --costs FILE"
-            raise UserInputError(f"--balance {options.balance}: the affinity has no such costs; {known}")
-        return dict(zip(affinity.features, affinity.costs[options.balance], strict=True))
-    content = _read_yaml(options.costs, "--costs")
-    if content is None:
+def _costs_of(balance: str, affinity: Affinity) -> dict[str, float]:
+    if balance not in affinity.costs:
+        known = f"it knows {', '.join(affinity.costs)}" if affinity.costs else "it knows none; give --costs FILE"
+        raise UserInputError(f"--balance {balance}: the affinity has no such costs; {known}")
+    return dict(zip(affinity.features, affinity.costs[balance], strict=True))
+
+
+def _costs(file: Path | None) -> dict[str, float]:
+    if file is None:
         return {}
-    if not isinstance(content, dict) or not all(map(_is_cost, content.values())):
-        raise UserInputError(f"--costs {options.costs}: give numbers of at least 0 by name, for example C1: 45.8")
+    content = _read_yaml(file, "--costs")
+    if not isinstance(content, dict) or not content or not all(map(_is_cost, content.values())):
+        raise UserInputError(f"--costs {file}: give numbers of at least 0 by name, for example C1: 45.8")
     return {str(name): float(value) for name, value in content.items()}
 
 
@@ -312,17 +354,15 @@ def _is_cost(value: object) -> bool:
 
 
 def _groups(file: Path | None) -> list[list[str]]:
-    content = _read_yaml(file, "--groups")
-    if content is None:
+    if file is None:
         return []
-    if not isinstance(content, list) or not all(isinstance(group, list) for group in content):
+    content = _read_yaml(file, "--groups")
+    if not isinstance(content, list) or not content or not all(isinstance(group, list) and group for group in content):
         raise UserInputError(f"--groups {file}: give a list of lists of features, for example [[user, age], [item]]")
     return [[str(name) for name in group] for group in content]
 
 
-def _read_yaml(file: Path | None, option: str) -> object:
-    if file is None:
-        return None
+def _read_yaml(file: Path, option: str) -> object:
     try:
         content: object = yaml.safe_load(file.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError of what is no text, or no date

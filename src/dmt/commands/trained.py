@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from dmt.errors import UserInputError
 from dmt.lightning_cli import DmtCLI, RunCLI, check_checkpoint, parsed_cli
+from dmt.modules.towers import PassThrough, TowerModule
 from dmt.plan import TowerPlan
 
 _ONE_PROCESS = [
@@ -57,7 +58,7 @@ def short_training(config: Path, plan: TowerPlan, *, num_steps: int) -> float:
     """Validation log loss after so many steps of training with a plan, in one process.
 
     Raises:
-        UserInputError: the configuration does not fit the plan.
+        UserInputError: the configuration does not fit the plan, or is of a flat model, to which plans are alike.
     """
     with tempfile.TemporaryDirectory() as folder:
         plan.save(file := Path(folder) / "towers.yaml")
@@ -68,6 +69,7 @@ def short_training(config: Path, plan: TowerPlan, *, num_steps: int) -> float:
             "--trainer.max_epochs=1",
             f"--trainer.limit_train_batches={num_steps}",
         )
+        cli.trainer.callbacks.append(_NeedsTowerModules(config))  # type: ignore[attr-defined]
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         return float(cli.trainer.callback_metrics["val/log_loss"])
 
@@ -90,6 +92,19 @@ class _AfterValidation(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.action(trainer, pl_module)
+
+
+class _NeedsTowerModules(Callback):
+    def __init__(self, config: Path) -> None:
+        self.config = config
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        towers = [child for child in pl_module.modules() if isinstance(child, TowerModule)]
+        if all(isinstance(tower, PassThrough) for tower in towers):
+            raise UserInputError(
+                f"--config {self.config}: its model has no tower modules, so that all plans are alike to it; give one "
+                "with a model.tower other than PassThrough"
+            )
 
 
 def _cli(config: Path, *options: str) -> DmtCLI:

@@ -31,7 +31,7 @@ class Affinity:
 
     Args:
         features: names of the F features.
-        matrix: float64 (F, F), symmetric; what stands on the diagonal is not read.
+        matrix: float64 (F, F), symmetric and finite; what stands on the diagonal changes no towers.
         kind: how it was measured, such as ``cosine``.
         num_samples: samples that it was measured on.
         costs: kinds of costs, such as ``lookups``: what each of the F features costs.

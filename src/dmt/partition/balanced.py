@@ -345,7 +345,7 @@ def _refusal(costs: np.ndarray, bounds: Bounds, *, evenest: _Solution | None = N
         found, least = ("", "") if evenest.is_proven else (" that were found", "at least ")
         fix = (
             f"the evenest such towers{found} cost up to {load * bounds.mean_cost:.6g}, {rounded_up(load):.3f} times "
-            f"their mean: allow {least}that"
+            f"the mean of all towers: allow {least}that"
         )
     return UserInputError(
         f"{costs.shape[0]} features cannot be put into {costs.shape[1]} towers with {', '.join(wanted)}; {fix}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -20,7 +21,9 @@ from dmt.plan import TowerPlan
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#000000")
 MARKERS = "os^Dv<>Pp*Xh"
 _MAX_NAMES = 60  # features; more names would cover each other
-_PAD = 0.1  # inches beside pictures: letters are not equally wide at all resolutions
+_DPI = 150  # pictures are laid out at the resolution that they are saved at, for letters are not equally wide at all
+_PAD = 0.1  # inches beside pictures, as pages have letters of another width
+_MAX_NUMBERS = 32  # of towers; more would cover each other
 _MAX_LETTERS = 30  # of a name; a longer one loses its middle, or it would leave no room for the picture
 _NAME_SIZE = 7  # of its letters
 _MARKER_SIZE = 6  # in 1/72 inch
@@ -73,7 +76,7 @@ def draw(affinity: Affinity, plan: TowerPlan, points: np.ndarray | None = None) 
         plan: their towers.
         points: of the partitioner that made them, as :func:`draw_map` takes them.
     """
-    figure = Figure(figsize=(14, 12), layout=ConstrainedLayoutEngine(w_pad=_PAD))
+    figure = Figure(figsize=(14, 12), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=_PAD))
     for axes, picture in zip(figure.subplots(2, 2).flat, _pictures(affinity, plan, points).values(), strict=True):
         picture(axes)
     return figure
@@ -134,8 +137,9 @@ def draw_map(axes: Axes, affinity: Affinity, plan: TowerPlan, points: np.ndarray
         own = points[tower_of == tower]
         marker = MARKERS[tower // len(COLORS) % len(MARKERS)]
         axes.scatter(own[:, 0], own[:, 1], color=COLORS[tower % len(COLORS)], marker=marker, s=60, label=f"{tower}")
-    if len(plan.towers) <= 16:
-        axes.legend(title="tower", fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    if len(plan.towers) <= _MAX_NUMBERS:
+        columns = 1 + (len(plan.towers) > 16)
+        axes.legend(title="tower", fontsize=8, ncols=columns, loc="upper left", bbox_to_anchor=(1, 1))
     axes.margins(0.15)
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_title(note.replace("; ", "\n"))
@@ -251,13 +255,19 @@ def draw_balance(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
         places = np.arange(num_towers) + (index - (len(costs) - 1) / 2) * width
         axes.bar(places, values / max(values.mean(), 1e-12), width, label=kind, color=COLORS[index % len(COLORS)])
     axes.axhline(1, color="gray", linewidth=0.8)
-    if num_towers <= 32:
-        axes.set_xticks(range(num_towers))
-    axes.set_xlabel("tower")
+    number_towers(axes.xaxis, num_towers)
     axes.set_ylabel("over the mean of the towers")
     for text in axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1)).get_texts():
         text.set_parse_math(False)
     axes.set_title("balance")
+
+
+def number_towers(axis: Axis, num_towers: int) -> None:
+    """Mark each tower on an axis, or some of them where there is no room for all."""
+    if num_towers <= _MAX_NUMBERS:
+        axis.set_ticks(range(num_towers), [f"{tower}" for tower in range(num_towers)])
+        axis.set_tick_params(labelsize=10 if num_towers <= 16 else 6)
+    axis.set_label_text("tower")
 
 
 def draw_pairs(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
@@ -266,14 +276,16 @@ def draw_pairs(axes: Axes, affinity: Affinity, plan: TowerPlan) -> None:
     for are_kept, color in ((True, COLORS[0]), (False, COLORS[1])):
         places = [place for place, pair in enumerate(pairs) if pair.is_kept == are_kept]
         label = "share a tower" if are_kept else "are cut"
-        axes.barh(places, [pairs[place].affinity for place in places], color=color, label=label)
+        if places:
+            axes.barh(places, [pairs[place].affinity for place in places], color=color, label=label)
     names = [list(map(_shown, pair.names)) for pair in pairs]
     is_long = max((len(one + other) for one, other in names), default=0) > _MAX_LETTERS
     told = [(" -\n" if is_long else " - ").join(pair) for pair in names]
     axes.set_yticks(range(len(pairs)), told, fontsize=6 if is_long else 7, linespacing=1, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(affinity.kind, parse_math=False)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    if pairs:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_title("strongest pairs")
 
 
@@ -283,11 +295,11 @@ def _tower_of(affinity: Affinity, plan: TowerPlan) -> np.ndarray:
     return np.array([place_of[name] for name in affinity.features])
 
 
-def mean_within(affinity: Affinity, towers: Sequence[Sequence[str]]) -> float:
-    """Mean affinity of the pairs of features inside the towers; 0 where there are none."""
+def mean_within(affinity: Affinity, towers: Sequence[Sequence[str]]) -> float | None:
+    """Mean affinity of the pairs of features inside the towers; ``None`` where there are none."""
     place = {name: index for index, name in enumerate(affinity.features)}
     values: list[float] = []
     for tower in towers:
         members = [place[name] for name in tower]
         values += affinity.matrix[np.ix_(members, members)][np.triu_indices(len(members), 1)].tolist()
-    return float(np.mean(values)) if values else 0.0
+    return float(np.mean(values)) if values else None

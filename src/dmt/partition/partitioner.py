@@ -121,13 +121,13 @@ class TowerPartitioner(BaseEstimator):
             raise UserInputError(f"seed={self.seed}: give a whole number from 0 to {2**32 - 1}")
         if not is_number(self.ratio) or self.ratio < 1:
             raise UserInputError(f"ratio={self.ratio}: give a number of at least 1")
-        if self.max_load is not None:
-            if not is_number(self.max_load) or self.max_load < 1:
-                raise UserInputError(
-                    f"max_load={self.max_load}: no division is better than an even one; give a number of at least 1"
-                )
-            if not self.costs:
-                raise UserInputError(f"max_load={self.max_load}: there are no costs to bound; give them")
+        if self.max_load is not None and (not is_number(self.max_load) or self.max_load < 1):
+            raise UserInputError(
+                f"max_load={self.max_load}: no division is better than an even one; give a number of at least 1"
+            )
+        for option, values in (("costs", self.costs), ("pinned", self.pinned)):
+            if values is not None and not isinstance(values, Mapping):
+                raise UserInputError(f"{option}: a {type(values).__name__}; give numbers by the names of features")
         for name, cost in (self.costs or {}).items():
             if not is_number(cost) or cost < 0:
                 raise UserInputError(f"costs {name}={cost}: give a number of at least 0")
@@ -140,13 +140,28 @@ class TowerPartitioner(BaseEstimator):
             if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
                 raise UserInputError(f"apart {pair!r}: give the names of two features")
 
+    def _check_costs(self) -> None:
+        """Raise where there are none, and are needed; they may be set when all else is."""
+        if self.max_load is not None and not self.costs:
+            raise UserInputError(f"max_load={self.max_load}: there are no costs to bound; give them")
+        if self.method == "greedy" and not self.costs:
+            raise UserInputError(
+                "method=greedy: it deals features out by what they cost, and there are no costs; give them"
+            )
+
     def fit(self, affinity: Affinity) -> Self:
         """Divide the affinity's features.
 
         Raises:
-            UserInputError: an option names a feature that the affinity lacks, or no division is within the bounds.
+            UserInputError: it is no affinity, an option names a feature that it lacks, or no division is within the
+                bounds.
         """
+        if not isinstance(affinity, Affinity):
+            raise UserInputError(
+                f"affinity: a {type(affinity).__name__}; give an Affinity, which knows the features' names"
+            )
         self._check_options()  # they may have been set since
+        self._check_costs()
         names = list(affinity.features)
         self._check_names(names)
         size_ranges(len(names), self.num_towers, self.ratio)  # that the numbers fit
