@@ -55,6 +55,7 @@ def one_line(
         _no_file(line),
         _config_file(told, arguments),
         _class_path(line),
+        _other_class(line),
         _ambiguous(line),
         _absent(line),
         _missing(line),
@@ -142,6 +143,18 @@ def _class_path(line: str) -> str | None:
             fix = f"did you mean {near[0]}?"
         return f"{key[1]}={by_name[1]}: no such class; {fix}"
     return None
+
+
+def _other_class(line: str) -> str | None:
+    """A class of another kind."""
+    key = re.search(r'Parser key "([\w.]+)"', line)
+    other = re.search(r"Expected '([\w.]+)' to be a subclass of <class '([\w.]+)'>", line) or re.search(
+        r"a path but ([\w.]+) either .* not correspond to a subclass of (\w+)", line
+    )
+    if key is None or other is None:
+        return None
+    path, base = other.groups()
+    return f"{key[1]}={path}: it is no {base}; derive it from {base}, or give another class"
 
 
 def _ambiguous(line: str) -> str | None:

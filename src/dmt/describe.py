@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dmt.flops import count_flops
+from dmt.flops import check_samples_apart, count_flops
 from dmt.modules import ClickModel, TowerStage, deferred_tables
 from dmt.modules.shards import TableShard
 from dmt.modules.towers import ProjectedTower, plain_tower
@@ -66,6 +66,8 @@ def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[s
         top = model.make(schema)
         stage = next(module for module in top.modules() if isinstance(module, TowerStage))
         flops = count_flops(top, schema)
+        if layout.topology.world_size > 1:
+            check_samples_apart(top, schema)
     tables = sum(table.num_embeddings * table.embedding_dim for table in stage.tables)
     tower_params = [sum(p.numel() for p in tower.parameters()) for tower in stage.towers]
     dense = sum(p.numel() for p in top.parameters()) - sum(tower_params)
@@ -224,7 +226,7 @@ def _memory(
 
 def print_description(description: dict[str, Any]) -> None:
     """Show a description as tables on standard output."""
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names are the user's
     layout, traffic = description["layout"], description["bytes_per_iteration"]
     towers = Table(title=f"Towers ({description['plan_method']} plan)", title_justify="left")
     for column in ("tower", "host group", "module", "input", "output", "features"):

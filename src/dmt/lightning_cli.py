@@ -303,6 +303,7 @@ class DmtCLI(LightningCLI):
         parameter = torch.nn.Parameter(torch.zeros(2, 2))
         optimizer = _made("model.dense_optimizer", self.model.dense_optimizer, [parameter])
         check_optimizer(optimizer)
+        _try_step(optimizer, parameter)
         if self.model.lr_scheduler is None:
             return
         scheduler = _made("model.lr_scheduler", self.model.lr_scheduler, optimizer)
@@ -319,6 +320,18 @@ def _made(option: str, factory: Callable[[Any], Any], of: Any) -> Any:
         return factory(of)
     except (ValueError, TypeError) as error:
         raise UserInputError(f"{option}: {error}; mend its options") from error
+
+
+def _try_step(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> None:
+    """Raise :class:`UserInputError` where an optimiser has no use for gradients of dense layers."""
+    parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step()
+    except (RuntimeError, ValueError, TypeError) as error:
+        name = type(optimizer).__name__
+        raise UserInputError(
+            f"model.dense_optimizer={name}: {error}; choose another, such as torch.optim.Adam"
+        ) from error
 
 
 def check_checkpoint(path: Path, *, option: str) -> None:

@@ -1,5 +1,6 @@
 """ClickModel in a single process: build, fit, predict, save, load."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -213,6 +214,21 @@ def test_a_resumed_run_has_the_rates_of_an_uninterrupted_one(tmp_path: Path) -> 
     assert before + after == pytest.approx(at_once)
 
 
+@pytest.mark.parametrize(("limits", "steps"), [({"max_epochs": 2}, 8), ({"max_epochs": 2, "max_steps": 7}, 7)])
+def test_a_cycle_shorter_than_the_training_is_refused_at_the_start(limits: dict[str, int], steps: int) -> None:
+    for total in (steps - 1, steps):
+        schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=total)
+        trainer, data = make_trainer(**limits), make_data(num_train=256)
+        if total == steps:
+            trainer.fit(make_model(lr_scheduler=schedule), datamodule=data)
+            assert trainer.global_step == steps
+            continue
+        told = rf"^lr_scheduler=OneCycleLR total_steps={total}: training takes {steps} steps; give total_steps={steps}$"
+        with pytest.raises(UserInputError, match=told):
+            trainer.fit(make_model(lr_scheduler=schedule), datamodule=data)
+        assert trainer.global_step == 0
+
+
 def test_a_model_is_saved_and_loaded_as_a_whole(seed: int, tmp_path: Path) -> None:
     data, model = make_data(seed=seed), make_model()
     model.build(data.schema)
@@ -250,6 +266,28 @@ def test_a_checkpoint_rebuilds_the_model_without_the_data(trained: Trained) -> N
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
+def test_a_checkpoint_knows_how_its_rows_were_updated(trained: Trained) -> None:
+    given = {name: factory for name, factory in FACTORIES.items() if name != "embedding_optimizer"}
+    loaded = ClickModel.load_from_checkpoint(trained.checkpoint, weights_only=True, **given)
+    assert loaded.embedding_optimizer == FACTORIES["embedding_optimizer"] == loaded.hparams["embedding_optimizer"]
+    assert torch.equal(predictions(loaded, trained.data), predictions(trained.model, trained.data))
+    other = EmbeddingOptimizer(name="adagrad", learning_rate=0.3)
+    loaded = ClickModel.load_from_checkpoint(trained.checkpoint, **FACTORIES | {"embedding_optimizer": other})
+    assert loaded.embedding_optimizer == other
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "lacks its tower and top, made in Python; give load_from_checkpoint tower=, top= as the model had it$"),
+        (["top"], "lacks its tower, made in Python; give load_from_checkpoint tower= as the model had it$"),
+    ],
+)
+def test_what_a_checkpoint_cannot_hold_must_be_given(trained: Trained, given: list[str], told: str) -> None:
+    with pytest.raises(UserInputError, match=told):
+        ClickModel.load_from_checkpoint(trained.checkpoint, weights_only=True, **{n: FACTORIES[n] for n in given})
+
+
 def test_a_checkpoint_outlives_its_plan_file(seed: int, tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.yaml")
     data, trainer = make_data(seed=seed), make_trainer(max_steps=1)
@@ -282,6 +320,7 @@ def test_a_checkpoint_holds_plain_data_only(trained: Trained) -> None:
     assert checkpoint["dmt"] == {
         "schema": trained.data.schema.to_dict(),
         "towers": [list(tower) for tower in PLAN.towers],
+        "factories": ["tower", "top"],
     }
     assert FeatureSchema.from_dict(checkpoint["dmt"]["schema"]) == trained.data.schema
 
@@ -346,3 +385,14 @@ def test_evaluation_reports_every_metric(
         labels = torch.cat([batch.labels for batch in trained.data.test_dataloader()]).numpy()
         expected = log_loss(labels, predictions(trained.model, trained.data).double().numpy())
         assert metrics["test/log_loss"] == pytest.approx(expected, rel=1e-6)  # float32 in the result
+
+
+def test_a_model_that_has_diverged_is_told(seed: int) -> None:
+    data, model = make_data(), make_model()
+    make_trainer().fit(model, datamodule=data)
+    assert model.model is not None
+    with torch.no_grad():
+        next(model.model.parameters()).fill_(torch.nan)
+    with pytest.warns(UserWarning, match=r"^test/log_loss is nan: .* lower its learning rates$"):
+        warnings.filterwarnings("ignore", category=FutureWarning)  # pytest.warns asks for those of Lightning too
+        make_trainer().test(model, datamodule=data, verbose=False)

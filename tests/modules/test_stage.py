@@ -212,7 +212,7 @@ def test_weights_must_be_what_the_schema_says(rng: random.Random) -> None:
         ({"pooling": {"x": "mean"}}, "pooling: there is no feature 'x'"),
         ({"pooling": "max"}, "pooling=max: choose sum or mean"),
         ({"table_dims": {"x": 8}}, "table_dims: there is no table 'x'"),
-        ({"table_dims": {"a": 6}}, "multiple of 4"),
+        ({"table_dims": {"a": 6}}, "^table_dims.a=6: .* multiple of 4; choose 8$"),
     ],
 )
 def test_options_that_name_what_does_not_exist_are_refused(options: dict[str, Any], message: str) -> None:
@@ -289,6 +289,75 @@ class Undeclared(PassThrough):
 def test_a_tower_that_does_not_say_its_outputs_is_named(sizes: dict[str, Any], told: str) -> None:
     with pytest.raises(UserInputError, match=f"^tower Undeclared: {told}.* in __init__$"):
         make_stage(tower=partial(Undeclared, **sizes))
+
+
+class Unmade(PassThrough):
+    """Forgets that torch wants to be first."""
+
+    def __init__(self, num_features: int, embedding_dim: int, layer: type[nn.Module] = nn.Linear) -> None:
+        self.layer = layer(embedding_dim, 2)
+        super().__init__(num_features, embedding_dim)
+
+
+class OfFeatures(PassThrough):
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features, 8)
+
+
+class Lazy(PassThrough):
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__(num_features, embedding_dim)
+        self.layer = nn.LazyLinear(embedding_dim)
+
+
+@pytest.mark.parametrize(
+    ("tower", "told"),
+    [
+        (Unmade, r"tower Unmade: it cannot be made \(.*test_stage.py, line \d+\): AttributeError: .*; mend Unmade, or"),
+        # As the parser makes factories of classes.
+        (partial(lambda kind, *sizes, **options: kind(*sizes, **options), Unmade, layer=nn.Identity), "tower Unmade: "),
+        (OfFeatures, r"tower OfFeatures: it cannot be made: TypeError: .* 2 positional arguments but 3 were given"),
+        (TowerModule, "tower TowerModule: it cannot be made: TypeError: .* abstract method"),
+        ("PassThrough", "tower: a str makes none; give a class, "),
+        (PassThrough(2, 8), "tower: a PassThrough makes none; give a class, "),
+        (Lazy, "tower Lazy: it has lazy layers, .* nn.Linear in place of nn.LazyLinear$"),
+    ],
+)
+# torch warns of each lazy layer.
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_tower_that_cannot_be_made_is_named_with_the_reason_and_the_line(tower: TowerFactory, told: str) -> None:
+    with pytest.raises(UserInputError, match=f"^{told}"):
+        make_stage(tower=tower)
+
+
+class InPlace(TowerModule):
+    """Writes to its input first, unless told not to."""
+
+    def __init__(self, num_features: int, embedding_dim: int, *, inplace: bool) -> None:
+        super().__init__()
+        self.out_features, self.out_dim = 2, 3
+        self.layers = nn.Sequential(
+            nn.LeakyReLU(inplace=inplace), nn.Flatten(), nn.Linear(num_features * embedding_dim, 6)
+        )
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        output: Tensor = self.layers(embeddings)
+        return output.view(-1, 2, 3)
+
+
+def test_a_tower_may_work_in_place(seed: int, rng: random.Random) -> None:
+    batch = make_batch(make_stage(), 6, rng)
+    outputs, gradients, weights = [], [], []
+    for inplace in (False, True):
+        torch.manual_seed(seed)
+        stage = make_stage(tower=partial(InPlace, inplace=inplace))
+        outputs.append(stage(batch))
+        outputs[-1].square().sum().backward()
+        gradients.append([p.grad for p in stage.towers.parameters()])
+        weights.append(list(stage.embeddings.weights.values()))
+    assert torch.equal(*outputs)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
 
 
 def test_towers_of_different_output_dims_are_refused() -> None:

@@ -64,3 +64,15 @@ class Detached(Own):
 def test_a_top_without_the_stage_is_refused(top: Callable[[Stage, int], TopArch]) -> None:
     with pytest.raises(UserInputError, match=r"^top \w+: it does not keep the tower stage .* set self.stage = stage"):
         make_model(top=top).build(make_data().schema)
+
+
+class Unmade(Own):
+    def __init__(self, stage: Stage, num_dense: int) -> None:
+        super().__init__(stage, num_dense, torch.squeeze)
+        self.layer = nn.Linear(stage.out_dim, -1)
+
+
+def test_a_top_that_cannot_be_made_is_named_with_the_reason_and_the_line() -> None:
+    told = r"^top Unmade: it cannot be made \(.*test_top_arch.py, line \d+\): RuntimeError: .* -1.*; mend Unmade, or"
+    with pytest.raises(UserInputError, match=told):
+        make_model(top=Unmade).build(make_data().schema)

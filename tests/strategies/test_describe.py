@@ -186,6 +186,69 @@ def test_a_module_that_fails_is_named_with_the_reason_and_the_line() -> None:
             describe(make_model(tower=Failing, **options), SCHEMA, layout())
 
 
+class Listed(PassThrough):
+    """Keeps a layer where torch does not see it."""
+
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__(num_features, embedding_dim)
+        self.layers = [nn.Linear(embedding_dim, embedding_dim)]
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        output: Tensor = self.layers[0](embeddings)
+        return output
+
+
+class Scaled(DLRM):
+    """Has a weight that is no parameter."""
+
+    def __init__(self, stage: Stage, num_dense: int) -> None:
+        super().__init__(stage, num_dense, over_layers=[4])
+        self.scale = torch.ones(1, requires_grad=True)
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        return super().forward(dense_features, sparse_features) * self.scale
+
+
+def test_weights_that_torch_does_not_know_are_told() -> None:
+    for options in ({}, {"table_dims": {"a": 4}}):
+        with pytest.raises(UserInputError, match=r"^tower Listed: .* shape \(8,.* keep layers in nn.ModuleList"):
+            describe(make_model(tower=Listed, **options), SCHEMA, layout())
+    with pytest.raises(UserInputError, match=r"^top Scaled: it uses weights of shape \(1,\) .* as nn.Parameter$"):
+        describe(make_model(top=Scaled), SCHEMA, layout())
+
+
+class Normed(DLRMTower):
+    def __init__(self, num_features: int, embedding_dim: int, norm: type[nn.Module]) -> None:
+        super().__init__(num_features, embedding_dim, c=0, p=2, out_dim=4)
+        self.norm = norm(2 * 4)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        output: Tensor = self.norm(super().forward(embeddings).flatten(1)).square()
+        return output.view(-1, 2, 4)
+
+
+class NormedTop(DLRM):
+    def __init__(self, stage: Stage, num_dense: int, norm: type[nn.Module]) -> None:
+        super().__init__(stage, num_dense, over_layers=[4])
+        self.norm = norm(num_dense)
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        return super().forward(self.norm(dense_features), sparse_features)
+
+
+@pytest.mark.parametrize("strategy", ["sptt", "torchrec"])
+def test_samples_that_mix_are_told_where_ranks_share_a_batch(strategy: str) -> None:
+    for table_dims in ({}, {"a": 4}):
+        mixing = make_model(tower=partial(Normed, norm=nn.BatchNorm1d), table_dims=table_dims)
+        describe(mixing, SCHEMA, layout("single", world_size=1))
+        with pytest.raises(UserInputError, match=r"^tower Normed: .* for a sample depends on .* nn.LayerNorm in place"):
+            describe(mixing, SCHEMA, layout(strategy))
+        describe(make_model(tower=partial(Normed, norm=nn.LayerNorm), table_dims=table_dims), SCHEMA, layout(strategy))
+    with pytest.raises(UserInputError, match=r"^top NormedTop: .* for a sample depends on .* or train on one rank$"):
+        describe(make_model(top=partial(NormedTop, norm=nn.BatchNorm1d)), SCHEMA, layout(strategy))
+    describe(make_model(top=partial(NormedTop, norm=nn.LayerNorm)), SCHEMA, layout(strategy))
+
+
 def test_bytes_across_two_hosts_of_one_rank_equal_a_hand_count() -> None:
     description = describe(make_model(), SCHEMA, layout())
     batch = 32  # of one rank; half of everything is the other host's
@@ -316,6 +379,14 @@ def test_the_printed_tables_say_what_the_json_says(capsys: pytest.CaptureFixture
     cross = description["bytes_per_iteration"]["cross_host"]
     for words in ("16 + 16 + 4", "1 x 8", "row_wise", "bf16 forward and fp32 backward", f"{cross / 1e6:,.3f} MB"):
         assert words in shown, words
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["[/x]", ":smile:"]
+    schema = FeatureSchema(categorical=[CategoricalFeature(name=name, num_embeddings=3) for name in names])
+    model = make_model(plan=TowerPlan(towers=[names]), top=DLRM)
+    print_description(describe(model, schema, layout("single", world_size=1)))
+    assert "[/x] :smile:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("device_type", "size"), [("cpu", 1 + 2), ("cuda", 4 + 4)])

@@ -3,24 +3,28 @@
 It never knows how the model is sharded; a Strategy replaces the tower stage after ``configure_model``.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Self
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torchmetrics import MetricCollection
 from torchrec.datasets.utils import Batch
 
 from dmt.errors import UserInputError, check_positive
 from dmt.modules.dlrm import DLRM
 from dmt.modules.embeddings import EmbeddingOptimizer
+from dmt.modules.failures import made_by
 from dmt.modules.limits import check_compiler, check_optimizer, check_trainer
 from dmt.modules.loading import check_resumable, check_tensors
 from dmt.modules.metrics import click_metrics
@@ -32,6 +36,7 @@ from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
 
 BASELINE_PLANS = ("strided", "contiguous", "random")
+_FACTORIES: dict[str, object] = {"tower": PassThrough, "top": DLRM}  # what the model is made of, where nothing is given
 
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 DenseOptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
@@ -86,6 +91,8 @@ class ClickModel(L.LightningModule):
         super().__init__()
         if compile_layers:
             check_compiler()
+        if isinstance(embedding_optimizer, dict):  # as a checkpoint holds it
+            embedding_optimizer = EmbeddingOptimizer(**embedding_optimizer)
         self.save_hyperparameters()
         self.embedding_dim = embedding_dim
         self.table_dims = table_dims
@@ -120,7 +127,7 @@ class ClickModel(L.LightningModule):
             table_dims=self.table_dims,
             unwrap_singletons=self.unwrap_singletons,
         )
-        top = self.top(stage, len(schema.dense))
+        top: TopArch = made_by("top", self.top, stage, len(schema.dense))
         if not isinstance(top, torch.nn.Module) or not _stages(top):
             raise UserInputError(
                 f"top {type(top).__name__}: it does not keep the tower stage as a submodule; subclass dmt.TopArch, and "
@@ -219,6 +226,11 @@ class ClickModel(L.LightningModule):
         for name, value in metrics.compute().items():
             # compute() has gathered all ranks' samples; sync_dist only tells Lightning so, averaging equal values.
             self.log(name, value, prog_bar=name == "val/auroc", sync_dist=True)
+            if name.endswith("log_loss") and not value.isfinite():
+                rank_zero_warn(
+                    f"{name} is {value:g}: predictions are no numbers any more, so training has diverged; lower its "
+                    "learning rates"
+                )
         metrics.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -239,6 +251,20 @@ class ClickModel(L.LightningModule):
                 on_every_rank=True,
             )
         check_trainer(self.trainer)
+
+    def on_train_start(self) -> None:
+        """Check that the schedule is as long as the training, after which it would fail.
+
+        Raises:
+            UserInputError: it is shorter.
+        """
+        scheduler, steps = self.lr_schedulers(), self.trainer.estimated_stepping_batches  # infinite where it is unknown
+        if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps < math.inf:
+            raise UserInputError(
+                f"lr_scheduler=OneCycleLR total_steps={scheduler.total_steps}: training takes {steps} steps; give "
+                f"total_steps={steps}",
+                on_every_rank=True,
+            )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let the embedding rows' learning rate follow the dense layers' schedule, and log both."""
@@ -281,8 +307,11 @@ class ClickModel(L.LightningModule):
     ) -> Self:
         """As Lightning's: rebuild the model from a checkpoint file.
 
+        What is a class or function in Python is not in it: give ``tower``, ``top``, and to train on the dense optimiser
+        and its schedule, again. A file that ``dmt fit`` has written holds the run's configuration, and needs nothing.
+
         Raises:
-            UserInputError: it is a directory, as sharded runs write it.
+            UserInputError: it is a directory, as sharded runs write it; the tower module or top arch must be given.
         """
         if isinstance(checkpoint_path, str | Path) and Path(checkpoint_path).is_dir():
             raise UserInputError(
@@ -296,19 +325,23 @@ class ClickModel(L.LightningModule):
         """Store what the model was built from, so that a checkpoint can rebuild it without the data."""
         # Factories and objects given in Python would make the file unreadable to torch's safe loading; pass them
         # to load_from_checkpoint again. Under the CLI the hyper-parameters are its configuration: all plain.
-        given = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        given = {
+            name: asdict(value) if isinstance(value, EmbeddingOptimizer) else value
+            for name, value in checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).items()
+        }
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {k: v for k, v in given.items() if _is_plain(v)}
         checkpoint["dmt"] = {
             "schema": self.schema.to_dict(),
             "towers": [list(t) for t in self.resolved_plan.towers],
+            "factories": [n for n, own in _FACTORIES.items() if not _is_plain(given.get(n)) and given[n] is not own],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the model where there is none yet; otherwise check that the checkpoint fits it.
 
         Raises:
-            UserInputError: the checkpoint's columns, table sizes or towers differ from this model's, or it holds
-                weights alone and training was to go on from it.
+            UserInputError: the checkpoint's columns, table sizes or towers differ from this model's, it holds weights
+                alone and training was to go on from it, or the tower module or top arch must be given.
         """
         if "dmt" not in checkpoint:
             raise UserInputError("checkpoint: it holds no ClickModel; give one that `dmt fit` has written")
@@ -316,6 +349,12 @@ class ClickModel(L.LightningModule):
             check_resumable(checkpoint, self.trainer.ckpt_path)
         stored = checkpoint["dmt"]
         if self.model is None:
+            absent = [name for name in stored.get("factories", []) if getattr(self, name) is _FACTORIES[name]]
+            if absent:
+                raise UserInputError(
+                    f"checkpoint: it lacks its {' and '.join(absent)}, made in Python; give load_from_checkpoint "
+                    f"{', '.join(f'{name}=' for name in absent)} as the model had it"
+                )
             self.plan = TowerPlan(towers=stored["towers"])
             self.build(FeatureSchema.from_dict(stored["schema"]))
         elif stored["schema"] != self.schema.to_dict():

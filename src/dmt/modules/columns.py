@@ -160,8 +160,12 @@ def _is_slice(runs: Sequence[_Run]) -> bool:
 
 
 def _split(values: Tensor, sizes: Sequence[int], *, dim: int) -> Sequence[Tensor]:
-    """As torch's, which would copy the gradient also where there is one part only."""
-    return [values] if len(sizes) == 1 else values.split(list(sizes), dim=dim)
+    """As torch's, which would copy the gradient also where there is one part only.
+
+    The parts may be written to, as a tower that begins with ``ReLU(inplace=True)`` does: they do not overlap, and what
+    they are parts of is read nowhere else.
+    """
+    return [values] if len(sizes) == 1 else torch.unsafe_split_with_sizes(values, list(sizes), dim=dim)
 
 
 class _Gather(torch.autograd.Function):

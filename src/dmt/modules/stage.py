@@ -23,6 +23,7 @@ from dmt.errors import UserInputError
 from dmt.modules.bags import BagOrder, MeanPooling
 from dmt.modules.columns import ColumnBlock, ColumnRoute
 from dmt.modules.embeddings import EmbeddingOptimizer, FusedEmbeddingBags
+from dmt.modules.failures import made_by
 from dmt.modules.shards import TableShard
 from dmt.modules.towers import PassThrough, ProjectedTower, TowerFactory, TowerModule, check_tower, plain_tower
 from dmt.plan import TowerPlan
@@ -147,6 +148,9 @@ class TowerStage(Stage):
         for name, dim in {"embedding_dim": embedding_dim, **own_dims}.items():
             if dim < 1:
                 raise UserInputError(f"{name}={dim}: the width of an embedding is positive; give a multiple of 4")
+        for name, dim in own_dims.items():
+            if dim % 4:
+                raise UserInputError(f"{name}={dim}: FBGEMM's kernels need a multiple of 4; choose {-(-dim // 4) * 4}")
         plan.check_features(schema.feature_names)
         self.schema = schema
         self.plan = plan
@@ -271,12 +275,14 @@ def _check_columns(features: Sequence[StageFeature]) -> None:
 def _make_tower(factory: TowerFactory, features: Sequence[StageFeature], embedding_dim: int) -> TowerModule:
     widths = [feature.block.width for feature in features]
     if _is_projected(features, embedding_dim):
-        return ProjectedTower(widths, embedding_dim, check_tower(factory(len(features), embedding_dim)))
+        return ProjectedTower(
+            widths, embedding_dim, check_tower(made_by("tower", factory, len(features), embedding_dim))
+        )
     if len(set(widths)) > 1:
         raise UserInputError(
             f"tower plan: a tower reads blocks of columns of widths {widths}; give those of one tower the same width"
         )
-    return check_tower(factory(len(features), widths[0]))
+    return check_tower(made_by("tower", factory, len(features), widths[0]))
 
 
 def _is_projected(features: Sequence[StageFeature], embedding_dim: int) -> bool:

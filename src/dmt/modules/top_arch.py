@@ -23,6 +23,19 @@ class TopArch(nn.Module, ABC):
 
     It runs on the CPU too, forward and backward: a few samples go through it before training, to check it and to count
     what it costs.
+
+    Example:
+        >>> class Linear(TopArch):
+        ...     def __init__(self, stage: Stage, num_dense: int) -> None:
+        ...         super().__init__()
+        ...         self.stage = stage
+        ...         self.layer = nn.Linear(stage.out_features * stage.out_dim, 1)
+        ...     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        ...         return self.layer(self.stage(sparse_features).flatten(1)).squeeze(1)
+        >>> from dmt import CategoricalFeature, ClickModel, FeatureSchema
+        >>> schema = FeatureSchema(categorical=[CategoricalFeature(name="ad", num_embeddings=10)])
+        >>> ClickModel(top=Linear).build(schema).layer
+        Linear(in_features=16, out_features=1, bias=True)
     """
 
     @abstractmethod

@@ -20,7 +20,8 @@ class TowerModule(nn.Module, ABC):
 
     A subclass takes ``num_features`` (F_t) and ``embedding_dim`` (N) as its first two arguments, sets
     ``out_features`` (O_t) and ``out_dim`` (D), and implements ``forward``, which returns one tensor. It treats samples
-    independently: under SPTT it sees the samples of several ranks in one call. Its state is parameters and buffers.
+    independently: under SPTT it sees the samples of several ranks in one call. Its state is parameters and buffers. It
+    may write to its input.
 
     It runs on the CPU too, forward and backward: a few samples go through it before training, to check it and to count
     what it costs.
@@ -56,13 +57,13 @@ def check_tower(module: object) -> TowerModule:
     """
     if not isinstance(module, TowerModule):
         raise UserInputError("tower: the factory must make TowerModule instances; subclass dmt.modules.TowerModule")
-    for name, meaning in (("out_features", "number of output vectors O_t"), ("out_dim", "their width D")):
+    for name, meaning in (("out_features", "the number O_t"), ("out_dim", "the width D")):
         size = getattr(module, name, None)
         if not isinstance(size, Integral) or size < 1:
             found = f"{name}={size!r}" if hasattr(module, name) else f"there is no {name}"
             raise UserInputError(
-                f"tower {type(module).__name__}: {found}; set self.{name}, its {meaning}, to a positive number in "
-                "__init__"
+                f"tower {type(module).__name__}: {found}; set self.{name}, {meaning} of its output vectors, to a "
+                "positive number in __init__"
             )
     for part in module.modules():
         if type(part).get_extra_state is not nn.Module.get_extra_state:
