@@ -40,13 +40,18 @@ class Setting:
     test: dict[str, dict[str, float]]
     valid: dict[str, dict[str, float]]
 
+    @property
+    def name(self) -> str:
+        return ", ".join(filter(None, (self.top, self.tower)))
+
 
 def read(folder: Path) -> list[Setting]:
     """Settings of a sweep's finished trials; the flat model of the same top arch is a method of each."""
     table = finished_trials(folder)
     found: dict[tuple[str, str, int], Setting] = {}
     for row in table.iter_rows(named=True):
-        top, tower = (row[f"model.{part}.class_path"].rpartition(".")[2] for part in ("top", "tower"))
+        # A sweep over one top arch alone does not name it.
+        top, tower = (row.get(f"model.{part}.class_path", "").rpartition(".")[2] for part in ("top", "tower"))
         number = int(row["model.num_towers"])
         key = (top, tower if number > 1 else "", number)
         setting = found.setdefault(key, Setting(top=top, tower=tower, num_towers=number, test={}, valid={}))
@@ -118,7 +123,7 @@ def tabulate(settings: Sequence[Setting]) -> list[str]:
             )
         p = corrected.get(id(row))
         cells = [
-            f"{setting.top}, {setting.tower}",
+            setting.name,
             str(setting.num_towers),
             method,
             str(len(values)),
@@ -139,7 +144,7 @@ def main() -> None:
     lines = [*heading(f"Towers by method: {arguments.sweep.name}"), *tabulate(settings), ""]
     for setting in settings:
         lines.append(
-            f"{setting.top}, {setting.tower}, {setting.num_towers} towers: these seeds show a difference of "
+            f"{setting.name}, {setting.num_towers} towers: these seeds show a difference of "
             f"{seen(setting):.4f} four times of five at p < 0.01, uncorrected."
         )
     publish(lines, arguments.output)

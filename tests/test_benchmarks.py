@@ -178,6 +178,10 @@ def test_methods_of_towers_are_compared(tmp_path: Path) -> None:
     # By the first seed's validation AUC, and without it.
     assert "| DLRM, Tower | 4 | auto: coherent | 8 |" in table
     assert "these seeds show a difference of 0.0005 four times of five" in table
+    # A sweep that gives no top arch leaves it to its configuration.
+    of_one_top = [",".join(row.split(",")[:2] + row.split(",")[3:]) for row in rows]
+    (tmp_path / "results.csv").write_text("\n".join(of_one_top) + "\n")
+    assert "| Tower | 4 | coherent | 9 | 0.7195 |" in run("benchmarks/tp_method.py", str(tmp_path))
 
 
 def test_what_towers_save_is_read_from_runs(tmp_path: Path) -> None:
