@@ -5,7 +5,7 @@ A multiply-add is two. Forward and backward; no gradient of the numeric columns,
 Shapes: B samples, F features, n vectors, D width.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,9 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dmt.errors import UserInputError
 from dmt.modules import DotInteraction, TopArch, TowerStage
-from dmt.modules.failures import named
+from dmt.modules.failures import check_apart, check_registered, named
 from dmt.modules.stage import Pending, Ready, Stage, run_towers
 from dmt.modules.top_arch import check_logits
 from dmt.modules.towers import plain_tower
@@ -72,28 +71,17 @@ def check_samples_apart(top: TopArch, schema: FeatureSchema) -> None:
         counted.looked_up.clear()
         for tower, shape in zip(counted.stage.tower_modules, counted.stage.tower_shapes, strict=True):
             looked_up = torch.rand(_BATCH, *shape, requires_grad=True)
-            _check_apart("tower", plain_tower(tower), run_towers([tower], [looked_up - 0.5]), [looked_up])
+            check_apart("tower", plain_tower(tower), run_towers([tower], [looked_up - 0.5]), [looked_up])
     dense = torch.rand(_BATCH, len(schema.dense), requires_grad=True)
     logits = top(dense - 0.5, _bags(schema))
-    _check_apart("top", top, logits, [dense, *(leaf for stage in stages for leaf in stage.looked_up)])
-
-
-def _check_apart(kind: str, module: nn.Module, output: Tensor, inputs: Sequence[Tensor]) -> None:
-    first = output[0].sum()
-    gradients = torch.autograd.grad(first, inputs, allow_unused=True) if first.requires_grad else []
-    if any(gradient is not None and bool((gradient[1:].abs() > 0).any()) for gradient in gradients):
-        raise UserInputError(
-            f"{kind} {type(module).__name__}: what it returns for a sample depends on the others in the batch, and "
-            "ranks have other batches than a single process; normalise each sample by itself, by nn.LayerNorm in "
-            "place of nn.BatchNorm1d, or train on one rank"
-        )
+    check_apart("top", top, logits, [dense, *(leaf for stage in stages for leaf in stage.looked_up)])
 
 
 def _run(top: TopArch, schema: FeatureSchema) -> float:
     with _plain_kernels(), named("top", type(top), _FAILING), FlopCounterMode(display=False) as counter:
         logits = check_logits(top, top(torch.rand(_BATCH, len(schema.dense)), _bags(schema)), batch_size=_BATCH)
         looked_up = [leaf for stage in top.modules() if isinstance(stage, _CountedStage) for leaf in stage.looked_up]
-        _check_registered("top", top, logits, looked_up)
+        check_registered("top", top, logits, looked_up)
         logits.sum().backward()
     return counter.get_total_flops() / _BATCH
 
@@ -122,35 +110,6 @@ def _bags(schema: FeatureSchema) -> KeyedJaggedTensor:
     )
 
 
-def _check_registered(kind: str, module: nn.Module, output: Tensor, inputs: Iterable[Tensor]) -> None:
-    """Raise :class:`UserInputError` where an output is also made of weights that torch does not know as the module's.
-
-    Layers in a list of Python's are such: they would be neither trained nor saved, and differ from rank to rank.
-
-    Args:
-        kind: ``tower`` or ``top``.
-        module: the module.
-        output: what it returned.
-        inputs: leaves that are its inputs', or else known.
-    """
-    known = {id(leaf) for leaf in [*module.parameters(), *inputs]}
-    nodes, seen = [output.grad_fn], set[object]()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [before for before, _ in node.next_functions]
-        leaf = getattr(node, "variable", None)  # of the nodes in which gradients end
-        if leaf is not None and id(leaf) not in known:
-            name = type(module).__name__
-            raise UserInputError(
-                f"{kind} {name}: it uses weights of shape {tuple(leaf.shape)} that are in none of its submodules, and "
-                "would be neither trained nor saved; keep layers in nn.ModuleList or nn.ModuleDict rather than in a "
-                "list or dict, and other weights as nn.Parameter"
-            )
-
-
 def _replace(top: TopArch, kind: type[nn.Module], replacement: type[nn.Module]) -> None:
     for parent in list(top.modules()):
         for name, child in parent.named_children():
@@ -175,7 +134,7 @@ class _CountedStage(Stage):
             with named("tower", type(plain), _FAILING):
                 # It reads no leaf, as in training: a tower may work in place.
                 output = run_towers([tower], [looked_up - 0.5])
-            _check_registered("tower", plain, output, [looked_up, *tower.parameters()])
+            check_registered("tower", plain, output, [looked_up, *tower.parameters()])
             self.looked_up.append(looked_up)
             outputs.append(output)
         return Ready(torch.cat(outputs, dim=1))

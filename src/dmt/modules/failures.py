@@ -1,13 +1,14 @@
-"""A module that fails may be the user's own: told in one line, with the reason and the place."""
+"""What is wrong with a module that may be the user's own, told in one line."""
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dmt.errors import UserInputError
@@ -52,6 +53,60 @@ def made_by(kind: str, factory: Callable[..., Any], *arguments: Any) -> Any:
             "of all; make them with what __init__ is given, nn.Linear in place of nn.LazyLinear"
         )
     return made
+
+
+def check_registered(kind: str, module: nn.Module, output: Tensor, inputs: Iterable[Tensor]) -> None:
+    """Check that an output is made of no weights but those that torch knows as the module's.
+
+    Layers in a list of Python's are such: they would be neither trained nor saved, and differ from rank to rank.
+
+    Args:
+        kind: ``tower`` or ``top``.
+        module: the module.
+        output: what it returned.
+        inputs: leaves that are its inputs', or else known.
+
+    Raises:
+        UserInputError: it is.
+    """
+    known = {id(leaf) for leaf in [*module.parameters(), *inputs]}
+    nodes, seen = [output.grad_fn], set[object]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [before for before, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)  # of the nodes in which gradients end
+        if leaf is not None and id(leaf) not in known:
+            name = type(module).__name__
+            raise UserInputError(
+                f"{kind} {name}: it uses weights of shape {tuple(leaf.shape)} that are in none of its submodules, and "
+                "would be neither trained nor saved; keep layers in nn.ModuleList or nn.ModuleDict rather than in a "
+                "list or dict, and other weights as nn.Parameter"
+            )
+
+
+def check_apart(kind: str, module: nn.Module, output: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Check that what a module returns for the first sample depends on no other.
+
+    Args:
+        kind: ``tower`` or ``top``.
+        module: the module.
+        output: what it returned, (B, ...).
+        inputs: leaves that it is made of, (B, ...) each.
+
+    Raises:
+        UserInputError: it does.
+    """
+    first = output[0].sum()
+    gradients = torch.autograd.grad(first, inputs, allow_unused=True) if first.requires_grad else []
+    if any(gradient is not None and bool((gradient[1:].abs() > 0).any()) for gradient in gradients):
+        raise UserInputError(
+            f"{kind} {type(module).__name__}: what it returns for a sample depends on the others in the batch, and "
+            "ranks have other batches than a single process; normalise each sample by itself, by nn.LayerNorm in "
+            "place of nn.BatchNorm1d, or train on one rank"
+        )
 
 
 def _maker(factory: Any) -> Any:
