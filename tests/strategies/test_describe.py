@@ -244,7 +244,7 @@ def test_samples_that_mix_are_told_where_ranks_share_a_batch(strategy: str) -> N
         with pytest.raises(UserInputError, match=r"^tower Normed: .* for a sample depends on .* nn.LayerNorm in place"):
             describe(mixing, SCHEMA, layout(strategy))
         describe(make_model(tower=partial(Normed, norm=nn.LayerNorm), table_dims=table_dims), SCHEMA, layout(strategy))
-    with pytest.raises(UserInputError, match=r"^top NormedTop: .* for a sample depends on .* or train on one rank$"):
+    with pytest.raises(UserInputError, match=r"^top NormedTop: .* for a sample depends on .* or use one rank$"):
         describe(make_model(top=partial(NormedTop, norm=nn.BatchNorm1d)), SCHEMA, layout(strategy))
     describe(make_model(top=partial(NormedTop, norm=nn.LayerNorm)), SCHEMA, layout(strategy))
 

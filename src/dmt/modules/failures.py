@@ -105,7 +105,7 @@ def check_apart(kind: str, module: nn.Module, output: Tensor, inputs: Sequence[T
         raise UserInputError(
             f"{kind} {type(module).__name__}: what it returns for a sample depends on the others in the batch, and "
             "ranks have other batches than a single process; normalise each sample by itself, by nn.LayerNorm in "
-            "place of nn.BatchNorm1d, or train on one rank"
+            "place of nn.BatchNorm1d, or use one rank"
         )
 
 
