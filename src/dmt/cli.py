@@ -62,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # hide Python's. Ranks are this command again, in the same folder.
         sys.path.append("")
     try:
-        run = _load(arguments[0])
-        run(arguments)
+        _load(arguments[0])(arguments)
     except UserInputError as error:
         if not error.on_every_rank or _is_first_rank():
             print(f"dmt: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -66,24 +66,35 @@ def check_samples_apart(top: TopArch, schema: FeatureSchema) -> None:
     Raises:
         UserInputError: what a tower module or the top arch returns for a sample depends on others.
     """
-    stages = [stage for stage in top.modules() if isinstance(stage, _CountedStage)]
-    for counted in stages:
-        counted.looked_up.clear()
-        for tower, shape in zip(counted.stage.tower_modules, counted.stage.tower_shapes, strict=True):
-            looked_up = torch.rand(_BATCH, *shape, requires_grad=True)
-            check_apart("tower", plain_tower(tower), run_towers([tower], [looked_up - 0.5]), [looked_up])
     dense = torch.rand(_BATCH, len(schema.dense), requires_grad=True)
-    logits = top(dense - 0.5, _bags(schema))
-    check_apart("top", top, logits, [dense, *(leaf for stage in stages for leaf in stage.looked_up)])
+    logits, runs = _forward(top, schema, dense - 0.5)
+    for run in runs:
+        check_apart("tower", run.tower, run.output, [run.looked_up])
+    check_apart("top", top, logits, [dense, *(run.looked_up for run in runs)])
 
 
 def _run(top: TopArch, schema: FeatureSchema) -> float:
     with _plain_kernels(), named("top", type(top), _FAILING), FlopCounterMode(display=False) as counter:
-        logits = check_logits(top, top(torch.rand(_BATCH, len(schema.dense)), _bags(schema)), batch_size=_BATCH)
-        looked_up = [leaf for stage in top.modules() if isinstance(stage, _CountedStage) for leaf in stage.looked_up]
-        check_registered("top", top, logits, looked_up)
+        logits, runs = _forward(top, schema, torch.rand(_BATCH, len(schema.dense)))
+        check_registered("top", top, logits, [run.looked_up for run in runs])
         logits.sum().backward()
     return counter.get_total_flops() / _BATCH
+
+
+@dataclass(frozen=True)
+class _TowerRun:
+    tower: nn.Module
+    looked_up: Tensor
+    output: Tensor
+
+
+def _forward(top: TopArch, schema: FeatureSchema, dense: Tensor) -> tuple[Tensor, list[_TowerRun]]:
+    """Logits of the samples, and what towers made of theirs on the way."""
+    stages = [stage for stage in top.modules() if isinstance(stage, _CountedStage)]
+    for stage in stages:
+        stage.runs.clear()
+    logits = check_logits(top, top(dense, _bags(schema)), batch_size=_BATCH)
+    return logits, [run for stage in stages for run in stage.runs]
 
 
 @contextmanager
@@ -124,7 +135,7 @@ class _CountedStage(Stage):
         super().__init__()
         self.stage = stage
         self.out_features, self.out_dim = stage.out_features, stage.out_dim
-        self.looked_up: list[Tensor] = []
+        self.runs: list[_TowerRun] = []
 
     def start(self, features: KeyedJaggedTensor) -> Pending:
         outputs = []
@@ -135,7 +146,7 @@ class _CountedStage(Stage):
                 # It reads no leaf, as in training: a tower may work in place.
                 output = run_towers([tower], [looked_up - 0.5])
             check_registered("tower", plain, output, [looked_up, *tower.parameters()])
-            self.looked_up.append(looked_up)
+            self.runs.append(_TowerRun(plain, looked_up, output))
             outputs.append(output)
         return Ready(torch.cat(outputs, dim=1))
 

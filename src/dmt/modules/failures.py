@@ -100,7 +100,8 @@ def check_apart(kind: str, module: nn.Module, output: Tensor, inputs: Sequence[T
         UserInputError: it does.
     """
     first = output[0].sum()
-    gradients = torch.autograd.grad(first, inputs, allow_unused=True) if first.requires_grad else []
+    # The graph is kept, since what a tower returned is a part of that of the logits.
+    gradients = torch.autograd.grad(first, inputs, allow_unused=True, retain_graph=True) if first.requires_grad else []
     if any(gradient is not None and bool((gradient[1:].abs() > 0).any()) for gradient in gradients):
         raise UserInputError(
             f"{kind} {type(module).__name__}: what it returns for a sample depends on the others in the batch, and "
