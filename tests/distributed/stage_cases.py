@@ -16,7 +16,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dmt.modules import DCNTower, DLRMTower, EmbeddingOptimizer, GatedTower, PassThrough, TowerStage, deferred_tables
+from dmt.modules import (
+    DCNTower,
+    DLRMTower,
+    DotTower,
+    EmbeddingOptimizer,
+    GatedTower,
+    PassThrough,
+    TowerStage,
+    deferred_tables,
+)
 from dmt.modules.embeddings import weight_name
 from dmt.modules.shards import TensorShard
 from dmt.plan import TowerPlan
@@ -102,6 +111,7 @@ def draw_case(rng: random.Random, *, multi_hot: bool, varied: bool = False) -> C
         partial(DLRMTower, c=c, p=p, out_dim=out_dim),
         partial(DCNTower, num_outputs=outputs, low_rank=rank, out_dim=out_dim),
         partial(GatedTower, num_outputs=outputs, hidden=rank, out_dim=out_dim),
+        partial(DotTower, out_dim=out_dim),
     ]
     means = {name: rng.choice(["sum", "mean"]) for name in names if varied and rng.random() < 0.7}
     dims = {name: rng.choice([4, 8, 12, 20]) for name in sorted(set(tables.values())) if varied and rng.random() < 0.3}

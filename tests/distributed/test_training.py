@@ -78,7 +78,7 @@ def test_strategies_train_alike(single: tuple[Path, dict[str, Any]], tmp_path: P
         assert_same_run(results, run.save, wanted["sgd"], folder / "sgd.ckpt")
 
 
-def test_top_archs_side_by_side_train_alike(tmp_path: Path) -> None:
+def test_models_side_by_side_train_alike(tmp_path: Path) -> None:
     def run(strategy: str) -> Run:
         # The last step is the one whose batch is too small to go round, also for the loss that is logged.
         return Run(strategy=strategy, ranks_per_host=2, max_steps=7, save=tmp_path / f"{strategy}.ckpt", num_sets=2)

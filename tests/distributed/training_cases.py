@@ -17,8 +17,10 @@ from torch import Tensor
 from dmt.callbacks import WeightAverage
 from dmt.datamodules import SyntheticClicks
 from dmt.errors import UserInputError
-from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer, MultiEmbedding
+from dmt.modules import DLRM, ClickModel, DLRMTower, EmbeddingOptimizer, MultiEmbedding, MultiTower
 from dmt.modules.stage import Stage
+from dmt.modules.top_arch import TopArchFactory
+from dmt.modules.towers import TowerFactory
 from dmt.plan import TowerPlan
 from dmt.schema import FeatureSchema
 from dmt.strategies import SpttStrategy, TorchRecStrategy, TowerCheckpointIO
@@ -47,7 +49,7 @@ class Run:
         options: more arguments of the strategy.
         limits: more arguments of the Trainer.
         averages: end with averages of the weights.
-        num_sets: top archs side by side, each with a part of the columns.
+        num_sets: models side by side, each with a part of the columns.
         device: where to train; all ranks share it where it is a GPU.
     """
 
@@ -81,12 +83,16 @@ class SharedGpu(CUDAAccelerator):
 
 def make_model(run: Run, over_layers: Sequence[int] = (16,)) -> ClickModel:
     optimizer = getattr(torch.optim, run.dense_optimizer)
-    dlrm = partial(DLRM, bottom_layers=[8], over_layers=list(over_layers))
+    tower: TowerFactory = partial(DLRMTower, c=1, p=1, out_dim=4 // run.num_sets)
+    top: TopArchFactory = partial(DLRM, bottom_layers=[8], over_layers=list(over_layers))
+    if run.num_sets > 1:
+        tower = partial(MultiTower, num_sets=run.num_sets, tower=tower)
+        top = partial(MultiEmbedding, num_sets=run.num_sets, top=top)
     return ClickModel(
         embedding_dim=8,
         plan=PLAN,
-        tower=partial(DLRMTower, c=1, p=1, out_dim=4),
-        top=dlrm if run.num_sets == 1 else partial(MultiEmbedding, num_sets=run.num_sets, top=dlrm),
+        tower=tower,
+        top=top,
         dense_optimizer=partial(optimizer, lr=0.1 if run.dense_optimizer == "SGD" else 0.01),
         embedding_optimizer=EmbeddingOptimizer(name=run.embedding_optimizer, learning_rate=0.1),
         # Reaches dense layers and embedding rows, and is resumed with them.

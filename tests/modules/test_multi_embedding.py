@@ -1,5 +1,6 @@
-"""MultiEmbedding against top archs that read their columns themselves."""
+"""MultiEmbedding and MultiTower against models that read their columns themselves."""
 
+import re
 from functools import partial
 
 import pytest
@@ -8,9 +9,21 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.errors import UserInputError
-from dmt.modules import DCN, DLRM, MultiEmbedding
+from dmt.modules import (
+    DCN,
+    DLRM,
+    ClickModel,
+    DLRMTower,
+    EmbeddingOptimizer,
+    GatedTower,
+    MultiEmbedding,
+    MultiTower,
+    PassThrough,
+)
 from dmt.modules.stage import Pending, Ready, Stage
 from dmt.modules.top_arch import TopArchFactory
+from dmt.modules.towers import TowerFactory, TowerModule
+from tests.modules.test_click_model import make_data, make_trainer
 from tests.modules.top_arch_cases import make_batch, make_stage
 
 TOPS = [partial(DLRM, bottom_layers=[6], over_layers=[8]), partial(DCN, bottom_layers=[6], low_rank=2, over_layers=[8])]
@@ -33,19 +46,19 @@ class Given(Stage):
 
 @pytest.mark.parametrize("top", TOPS)
 @pytest.mark.parametrize("num_sets", [1, 2, 4])
-def test_the_logit_is_the_mean_over_blocks_of_columns(seed: int, top: TopArchFactory, num_sets: int) -> None:
+def test_each_set_reads_a_block_of_columns(seed: int, top: TopArchFactory, num_sets: int) -> None:
     stage = make_stage()
     model = MultiEmbedding(stage, 4, num_sets=num_sets, top=top)
     dense, sparse = make_batch(stage, 5, 4)
     logits = model(dense, sparse)
     width = 8 // num_sets
     alone = top(Given(3, width), 4)
-    expected = torch.zeros(5)
+    expected = []
     for of_set, vectors in zip(model.tops, stage(sparse).split(width, dim=2), strict=True):
         alone.load_state_dict(of_set.state_dict())
-        expected += alone(dense, vectors) / num_sets
-    # The same operations on copies of the same columns; only the mean is summed in another order.
-    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6)
+        expected.append(alone(dense, vectors))
+    # The same operations on copies of the same columns.
+    torch.testing.assert_close(logits, torch.stack(expected, dim=1), rtol=1e-6, atol=1e-6)
 
 
 def test_the_stage_runs_once_and_every_set_trains(seed: int) -> None:
@@ -62,6 +75,54 @@ def test_the_stage_runs_once_and_every_set_trains(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("towers", "tower"),
+    [(1, PassThrough), (2, partial(DLRMTower, c=1, p=1, out_dim=2)), (2, partial(GatedTower, hidden=3, out_dim=2))],
+    ids=["flat", "linear", "gated"],
+)
+def test_each_set_trains_as_a_model_of_its_own_and_their_mean_predicts(
+    seed: int, towers: int, tower: TowerFactory
+) -> None:
+    data = make_data()
+    sets = partial(MultiTower, num_sets=2, tower=tower)
+    together = _click_model(partial(MultiEmbedding, num_sets=2, top=TOPS[0]), sets, towers, embedding_dim=8, rate=0.2)
+    weights = together.build(data.schema).state_dict()
+    alone = []
+    for index in range(2):  # at half the rate, since the loss of two is half of each
+        alone.append(model := _click_model(TOPS[0], tower, towers, embedding_dim=4, rate=0.1))
+        for name, own in model.build(data.schema).state_dict().items():
+            of_set = re.sub(r"^(stage\.towers\.\d+\.)", rf"\1towers.{index}.", name)
+            if "embeddings" in name:
+                own.copy_(weights[name].chunk(2, dim=1)[index])
+            else:
+                own.copy_(weights[of_set if of_set != name else f"tops.{index}.{name}"])
+    losses = []
+    for model in (together, *alone):
+        trainer = make_trainer(max_steps=8)
+        trainer.fit(model, datamodule=data)
+        losses.append(trainer.callback_metrics["train/loss"].item())
+    # Eight steps of float32 from the same weights; sums over features and samples are taken in another order.
+    assert losses[0] == pytest.approx(sum(losses[1:]) / 2, rel=1e-5)
+    batch = next(iter(data.train_dataloader()))
+    with torch.no_grad():
+        expected = torch.stack([model(batch) for model in alone]).mean(dim=0)
+        torch.testing.assert_close(together(batch), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(together.predict_step(batch, 0), expected.sigmoid(), rtol=1e-5, atol=1e-5)
+
+
+def _click_model(
+    top: TopArchFactory, tower: TowerFactory, num_towers: int, *, embedding_dim: int, rate: float
+) -> ClickModel:
+    return ClickModel(
+        embedding_dim=embedding_dim,
+        num_towers=num_towers,
+        tower=tower,
+        top=top,
+        dense_optimizer=partial(torch.optim.SGD, lr=rate),
+        embedding_optimizer=EmbeddingOptimizer(name="sgd", learning_rate=rate),
+    )
+
+
+@pytest.mark.parametrize(
     ("num_sets", "message"),
     [
         (0, "MultiEmbedding num_sets=0: give"),
@@ -71,3 +132,33 @@ def test_the_stage_runs_once_and_every_set_trains(seed: int) -> None:
 def test_wrong_numbers_are_named(num_sets: int, message: str) -> None:
     with pytest.raises(UserInputError, match=message):
         MultiEmbedding(make_stage(), 4, num_sets=num_sets)
+
+
+@pytest.mark.parametrize(
+    ("num_sets", "message"),
+    [
+        (-1, "MultiTower num_sets=-1: give"),
+        (3, "MultiTower num_sets=3: it does not divide embedding_dim=8; change one of them"),
+    ],
+)
+def test_wrong_numbers_of_towers_side_by_side_are_named(num_sets: int, message: str) -> None:
+    with pytest.raises(UserInputError, match=message):
+        MultiTower(3, 8, num_sets=num_sets, tower=PassThrough)
+
+
+class _InPlace(TowerModule):
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.out_features, self.out_dim = num_features, embedding_dim
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return embeddings.mul_(2)
+
+
+@pytest.mark.parametrize(("batch_size", "num_sets"), [(1, 2), (3, 1), (3, 2)])
+def test_towers_side_by_side_may_write_to_their_inputs(batch_size: int, num_sets: int) -> None:
+    leaf = torch.ones(batch_size, 1, 4, requires_grad=True)
+    output = MultiTower(1, 4, num_sets=num_sets, tower=_InPlace)(leaf - 0)
+    assert torch.equal(output, torch.full((batch_size, 1, 4), 2.0))
+    output.sum().backward()
+    assert torch.equal(leaf.grad, torch.full((batch_size, 1, 4), 2.0))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from dmt.errors import UserInputError
-from dmt.modules import DCN, DLRM, ClickModel, DCNTower, GatedTower, MultiEmbedding
+from dmt.modules import DCN, DLRM, ClickModel, DCNTower, GatedTower, MultiEmbedding, MultiTower
 from dmt.plan import TowerPlan
 from tests.modules.test_click_model import make_data, make_model, make_trainer
 
@@ -29,7 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 COMPILED_MODELS = MODELS | {
     "MultiEmbedding": {
-        "tower": partial(GatedTower, out_dim=4, num_outputs=2, hidden=3),
+        "tower": partial(MultiTower, num_sets=2, tower=partial(GatedTower, out_dim=2, num_outputs=2, hidden=3)),
         "top": partial(MultiEmbedding, num_sets=2, top=partial(DLRM, bottom_layers=[8], over_layers=[16])),
     }
 }

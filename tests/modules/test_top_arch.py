@@ -51,6 +51,18 @@ def test_one_logit_a_sample_is_right() -> None:
     assert model(next(iter(data.train_dataloader()))).shape == (64,)
 
 
+def test_members_are_as_many_as_the_top_says() -> None:
+    data = make_data()
+    batch = next(iter(data.train_dataloader()))
+    model = make_model(top=lambda stage, num_dense: Own(stage, num_dense, lambda logits: logits.expand(-1, 2)))
+    model.build(data.schema).num_members = 2
+    assert model(batch).shape == (64,)
+    model.model.num_members = 3
+    told = r"^top Own: it returned shape \(64, 2\) for 64 samples; return a tensor \(64, 3\), a logit of each member"
+    with pytest.raises(UserInputError, match=told):
+        model(batch)
+
+
 class Detached(Own):
     """Keeps the stage where torch does not see it."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt.errors import UserInputError
-from dmt.modules import DCNTower, DLRMTower, GatedTower, PassThrough
+from dmt.modules import DCNTower, DLRMTower, DotTower, GatedTower, MultiTower, PassThrough
 from dmt.modules.towers import ProjectedTower, TowerFactory, check_tower, orthogonal_linear
 
 # Dot products of up to 7 * 12 = 84 float32 values of order 1 in another order: rounding of about
@@ -100,6 +100,21 @@ def test_gated_tower_adds_products_of_mixes_to_mixes(seed: int, rng: random.Rand
     torch.testing.assert_close(output.flatten(1), expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("num_features", [1, 2, 5])
+def test_dot_tower_mixes_products_of_its_features_into_their_projections(seed: int, num_features: int) -> None:
+    tower = DotTower(num_features, 8, out_dim=3)
+    output = tower(embeddings := torch.randn(5, num_features, 8))
+    assert output.shape == (5, num_features, 3) == (5, tower.out_features, tower.out_dim)
+    linear = tower.project.project
+    expected = torch.einsum("dn,bfn->bfd", linear.weight, embeddings) + linear.bias
+    pairs = [(i, j) for i in range(num_features) for j in range(i + 1, num_features)]
+    for pair, (i, j) in enumerate(pairs):
+        products = (embeddings[:, i] * embeddings[:, j]).sum(dim=1)
+        expected += torch.einsum("o,b->bo", tower.mix.weight[:, pair], products).view_as(expected)
+    assert len(pairs) == (0 if tower.mix is None else tower.mix.in_features)
+    torch.testing.assert_close(output, expected, **TOLERANCE)
+
+
 @pytest.mark.parametrize(("in_features", "out_features"), [(8, 8), (64, 8), (3, 7)])
 def test_a_linear_layer_is_orthonormal_at_first(seed: int, in_features: int, out_features: int) -> None:
     layer = orthogonal_linear(in_features, out_features)
@@ -118,9 +133,10 @@ def test_a_linear_layer_is_orthonormal_at_first(seed: int, in_features: int, out
         lambda: (tower := DLRMTower(3, 8, c=1, p=1, out_dim=4)) and [tower.mix, tower.project],
         lambda: [DCNTower(3, 8, out_dim=4, low_rank=2).project],
         lambda: [GatedTower(3, 8, out_dim=4).skip],
+        lambda: [DotTower(3, 8, out_dim=4).project.project],
         lambda: list(ProjectedTower([4, 8], 8, PassThrough(2, 8)).projections.values()),
     ],
-    ids=["dlrm", "dcn", "gated", "projected"],
+    ids=["dlrm", "dcn", "gated", "dot", "projected"],
 )
 def test_towers_start_from_orthonormal_layers(seed: int, layers: Callable[[], list[nn.Linear]]) -> None:
     for layer in layers():
@@ -145,9 +161,11 @@ def test_paper_settings_compress_as_the_paper_says() -> None:
         partial(DLRMTower, c=2, p=1, out_dim=5),
         partial(DCNTower, low_rank=3, out_dim=5),
         partial(GatedTower, hidden=3, out_dim=5),
+        partial(DotTower, out_dim=5),
+        partial(MultiTower, num_sets=2, tower=partial(DLRMTower, out_dim=5)),
         PassThrough,
     ],
-    ids=["dlrm", "dcn", "gated", "pass"],
+    ids=["dlrm", "dcn", "gated", "dot", "multi", "pass"],
 )
 def test_samples_are_independent_and_may_be_none(seed: int, factory: TowerFactory) -> None:
     tower = factory(3, 4)
@@ -202,6 +220,11 @@ def test_wrong_sizes_of_a_dcn_tower_are_named(options: dict, message: str) -> No
 def test_wrong_sizes_of_a_gated_tower_are_named(option: str) -> None:
     with pytest.raises(UserInputError, match=f"^GatedTower {option}=0: give a positive number$"):
         GatedTower(3, 4, **{"out_dim": 4, option: 0})
+
+
+def test_a_wrong_width_of_a_dot_tower_is_named() -> None:
+    with pytest.raises(UserInputError, match=r"^DotTower out_dim=0: give a positive number$"):
+        DotTower(3, 4, out_dim=0)
 
 
 class _Counting(nn.Linear):

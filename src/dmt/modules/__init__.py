@@ -10,10 +10,10 @@ from dmt.modules.embeddings import EmbeddingOptimizer, FusedEmbeddingBags, defer
 from dmt.modules.factorization_machine import FactorizationMachine
 from dmt.modules.interactions import DotInteraction
 from dmt.modules.metrics import Calibration, LogLoss, NormalizedEntropy, click_metrics
-from dmt.modules.multi_embedding import MultiEmbedding
+from dmt.modules.multi_embedding import MultiEmbedding, MultiTower
 from dmt.modules.stage import TowerStage
 from dmt.modules.top_arch import TopArch
-from dmt.modules.towers import DCNTower, DLRMTower, GatedTower, PassThrough, TowerModule
+from dmt.modules.towers import DCNTower, DLRMTower, DotTower, GatedTower, PassThrough, TowerModule
 
 __all__ = [
     "DCN",
@@ -23,12 +23,14 @@ __all__ = [
     "DCNTower",
     "DLRMTower",
     "DotInteraction",
+    "DotTower",
     "EmbeddingOptimizer",
     "FactorizationMachine",
     "FusedEmbeddingBags",
     "GatedTower",
     "LogLoss",
     "MultiEmbedding",
+    "MultiTower",
     "NormalizedEntropy",
     "PassThrough",
     "TopArch",

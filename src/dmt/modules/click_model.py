@@ -184,20 +184,26 @@ class ClickModel(L.LightningModule):
         self.build(schema)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Batch of B samples -> logits (B,).
+        """Batch of B samples -> logits (B,), the mean over the members of a top arch that has several.
 
         Raises:
             UserInputError: the top arch returned something else.
         """
+        return self._member_logits(batch).mean(dim=1)
+
+    def _member_logits(self, batch: Batch) -> Tensor:
+        """(B, K), with K = 1 for a top arch without members."""
         assert self.model is not None, "configure_model or build runs first"
         logits = self.model(batch.dense_features, batch.sparse_features)
-        return check_logits(self.model, logits, batch_size=batch.dense_features.shape[0])
+        logits = check_logits(self.model, logits, batch_size=batch.dense_features.shape[0])
+        return logits if logits.ndim == 2 else logits.unsqueeze(1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean binary cross entropy of the rank's samples; 0 for a rank with none."""
-        logits = self(batch).float()
+        """Mean binary cross entropy of the rank's samples, and over members; 0 for a rank with none."""
+        logits = self._member_logits(batch).float()
+        labels = batch.labels.unsqueeze(1).expand_as(logits)
         # A sum over max(B, 1), since the mean of an empty batch is NaN and would poison the all-reduce.
-        total = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
+        total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / logits.shape[1]
         self._log_loss(total.detach(), batch_size=batch.labels.numel())
         return total / max(batch.labels.numel(), 1)
 

@@ -24,6 +24,9 @@ class TopArch(nn.Module, ABC):
     It runs on the CPU too, forward and backward: a few samples go through it before training, to check it and to count
     what it costs.
 
+    Attributes:
+        num_members: K, where it is K models in one, each trained by its own loss; the mean of their logits predicts.
+
     Example:
         >>> class Linear(TopArch):
         ...     def __init__(self, stage: Stage, num_dense: int) -> None:
@@ -38,9 +41,11 @@ class TopArch(nn.Module, ABC):
         Linear(in_features=16, out_features=1, bias=True)
     """
 
+    num_members: int | None = None
+
     @abstractmethod
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
-        """((B, num_dense), KeyedJaggedTensor of B samples) -> logits (B,)."""
+        """((B, num_dense), KeyedJaggedTensor of B samples) -> logits (B,), or (B, K) of K members."""
 
 
 TopArchFactory = Callable[[Stage, int], TopArch]
@@ -48,17 +53,19 @@ TopArchFactory = Callable[[Stage, int], TopArch]
 
 
 def check_logits(top: nn.Module, logits: object, *, batch_size: int) -> Tensor:
-    """What a model over a tower stage returned, if it is a logit for each sample.
+    """What a model over a tower stage returned, if it is a logit for each sample, or one of each of its members.
 
     Raises:
         UserInputError: it is not.
     """
-    if isinstance(logits, Tensor) and logits.shape == (batch_size,):
+    num_members = getattr(top, "num_members", None)
+    expected = (batch_size,) if num_members is None else (batch_size, num_members)
+    if isinstance(logits, Tensor) and logits.shape == expected:
         return logits
     found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    fix = "one logit for each, as .squeeze(1) makes of (B, 1)" if num_members is None else "a logit of each member"
     raise UserInputError(
-        f"top {type(top).__name__}: it returned {found} for {batch_size} samples; return a tensor ({batch_size},), one "
-        "logit for each, as .squeeze(1) makes of (B, 1)"
+        f"top {type(top).__name__}: it returned {found} for {batch_size} samples; return a tensor {expected}, {fix}"
     )
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dmt.errors import UserInputError, check_positive
 from dmt.modules.cross_net import make_cross_net
+from dmt.modules.interactions import DotInteraction
 
 
 class TowerModule(nn.Module, ABC):
@@ -253,6 +254,40 @@ class GatedTower(TowerModule):
         left, right = self.factors(flat).chunk(2, dim=1)
         outputs = self.skip(flat) + self.project(left * right)
         return outputs.view(embeddings.shape[0], self.out_features, self.out_dim)
+
+
+class DotTower(TowerModule):
+    """A projection of each feature, with the dot products of all pairs of the tower's features mixed in.
+
+    ``Linear(N -> D)`` of each feature plus its part of ``Linear(F_t*(F_t-1)/2 -> F_t*D)`` of the products. Products of
+    features in one tower are so taken at width N, before a projection loses some of it, and those of features in
+    different towers by the top arch at width D. Not from the DMT paper. The compression ratio is N / D.
+
+    Args:
+        num_features: F_t.
+        embedding_dim: N.
+        out_dim: D.
+
+    Raises:
+        UserInputError: the width is not positive.
+
+    Example:
+        >>> DotTower(5, 16, out_dim=8)(torch.zeros(3, 5, 16)).shape
+        torch.Size([3, 5, 8])
+    """
+
+    def __init__(self, num_features: int, embedding_dim: int, *, out_dim: int) -> None:
+        super().__init__()
+        check_positive("DotTower", out_dim=out_dim)
+        self.out_features, self.out_dim = num_features, out_dim
+        self.project = DLRMTower(num_features, embedding_dim, c=1, p=0, out_dim=out_dim)
+        self.products = DotInteraction(num_features)
+        num_products = self.products.out_features
+        self.mix = nn.Linear(num_products, num_features * out_dim, bias=False) if num_products else None
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        projected: Tensor = self.project(embeddings)
+        return projected if self.mix is None else projected + self.mix(self.products(embeddings)).view_as(projected)
 
 
 class ProjectedTower(TowerModule):
