@@ -1,9 +1,13 @@
 """For all tests: a cache folder of their own, and an environment that no test changes for the next one."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
+
+# What a script starts in the background ignores Ctrl-C, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
