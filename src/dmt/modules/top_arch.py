@@ -58,7 +58,7 @@ def check_logits(top: nn.Module, logits: object, *, batch_size: int) -> Tensor:
     Raises:
         UserInputError: it is not.
     """
-    num_members = getattr(top, "num_members", None)
+    num_members = getattr(top, "num_members", None)  # any module that keeps the stage may be a top
     expected = (batch_size,) if num_members is None else (batch_size, num_members)
     if isinstance(logits, Tensor) and logits.shape == expected:
         return logits
