@@ -4,8 +4,9 @@
 
 Parts of a real model run on their own, on what they get in a step. Beside their TFLOP/s and GB/s stand those of a large
 matrix product and a large copy in the same run, and beside their sum the training step itself. FLOPs are counted by
-torch. Bytes are the least that could move: what a part reads, its parameters and its output once; in backward what it
-read once more, and gradients; of tables the rows of a batch once. An MLP's hidden activations are not among them.
+torch, which does not see those of the dot interaction's kernels on a GPU. Bytes are the least that could move: what a
+part reads, its parameters and its output once; in backward what it read once more, and gradients; of tables the rows of
+a batch once. An MLP's hidden activations are not among them.
 
 On a GPU the times of parts are the device's own: their calls queue up behind a pause, so that none waits for the host.
 Steps follow each other as in training, with no pause. Batches are on the device already. Per size there is a table of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmt.errors import UserInputError
-from dmt.modules import DotInteraction, FusedEmbeddingBags
+from dmt.modules import DotInteraction, FusedEmbeddingBags, interactions
 from tests.modules.embedding_cases import BATCH, OPTIMIZERS, TOLERANCE, WIDTH, Bags, draw_bags, make, train_step
 from tests.modules.test_precision_and_compile import (
     BF16_COSINE,
@@ -80,23 +80,45 @@ def test_an_id_out_of_range_ends_the_run() -> None:
     assert ended.returncode and "device-side assert" in ended.stderr, ended.stderr
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_dot_interaction_and_its_gradient(seed: int, rng: random.Random, dtype: torch.dtype) -> None:
-    batch_size, num_vectors, dim = rng.randint(1, 40), rng.randint(2, 30), rng.randint(1, 70)
-    dense, vectors = torch.randn(batch_size, dim).to(dtype), torch.randn(batch_size, num_vectors - 1, dim).to(dtype)
-    weights = torch.randn(batch_size, dim + num_vectors * (num_vectors - 1) // 2)
+@pytest.mark.parametrize("has_dense", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("most", "dim"), [(16, 16), (32, 70), (64, 130), (80, 20), (5, 600)])
+def test_the_dot_interaction_and_its_gradient(
+    seed: int, rng: random.Random, most: int, dim: int, dtype: torch.dtype, has_dense: bool
+) -> None:
+    """In one kernel, except with more vectors or columns than it takes."""
+    batch_size, num_vectors = rng.randint(1, 40), rng.randint(max(2, most // 2), most)
+    own = num_vectors - has_dense
+    every = torch.randn(batch_size, num_vectors + 1, dim + 3).to(dtype)
+    weights = torch.randn(batch_size, num_vectors * (num_vectors - 1) // 2 + dim * has_dense).to(dtype)
 
-    def run(device: str, wide: torch.dtype) -> list[Tensor]:
-        inputs = [tensor.to(device, wide).requires_grad_() for tensor in (vectors, dense)]
+    def run(device: str, every: Tensor, weights: Tensor) -> list[Tensor]:
+        every = every.to(device)
+        # Columns and vectors of a wider tensor, as a part of a model gets them.
+        inputs = [every[:, 1 : 1 + own, 3:], *([every[:, 0, :dim]] if has_dense else [])]
+        inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         output = DotInteraction(num_vectors)(*inputs)
-        output.backward(weights.to(output))
+        gradient = weights.to(output).t().contiguous().t()  # samples side by side, which no kernel may expect
+        output.backward(gradient)
         return [tensor.detach().cpu().double() for tensor in (output, *(i.grad for i in inputs))]
 
-    # Sums of up to 70 products, or of 30, of order 1: of size up to 30, each rounded by half a unit of the type, and
-    # a few times in sums. Relative to the largest.
-    allowed = 8 * torch.finfo(dtype).eps
-    for found, wanted in zip(run("cuda", dtype), run("cpu", torch.float64), strict=True):
-        assert float((found - wanted).abs().max()) <= allowed * float(wanted.abs().max())
+    wanted = run("cpu", every.double(), weights.double())
+    sizes = run("cpu", every.double().abs(), weights.double().abs())  # what the rounding of a sum is relative to
+    # Every input, product and sum is rounded by half a unit of the type, and the sum of hundreds a few times.
+    allowed = 4 * torch.finfo(dtype).eps
+    for found, value, size in zip(run("cuda", every, weights), wanted, sizes, strict=True):
+        assert found.shape == value.shape
+        assert float((found - value).abs().max()) <= allowed * float(size.max())
+
+
+def test_the_kernels_round_float32_as_float32_does(seed: int) -> None:
+    """Not to TF32's ten bits, whatever the tensor cores take."""
+    vectors = torch.randn(64, 27, 128)
+    wanted = DotInteraction(27)(vectors.double())
+    sizes = DotInteraction(27)(vectors.double().abs())  # what a sum's rounding is relative to
+    found = interactions.interaction_kernels.products(vectors.cuda(), None).cpu()
+    # The mean of 22,000 sums of 128 products each. TF32 alone errs by about 100 times float32's unit.
+    assert float(((found - wanted).abs() / sizes).mean()) < torch.finfo(torch.float32).eps
 
 
 # torch's compiler calls what torch has deprecated, and looks for gradients where there are none.

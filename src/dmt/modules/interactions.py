@@ -11,6 +11,11 @@ from torch.autograd.function import once_differentiable
 
 from dmt.errors import UserInputError
 
+try:
+    from dmt.modules import interaction_kernels
+except ImportError:  # Triton comes with torch where that is built for a GPU
+    interaction_kernels = None  # type: ignore[assignment]
+
 _CACHED_BYTES = 8 * 2**20
 """Vectors that are worked on at a time on a CPU, few enough for its cache."""
 
@@ -18,9 +23,10 @@ _CACHED_BYTES = 8 * 2**20
 class DotInteraction(nn.Module):
     """Dot products of all pairs of vectors, each pair once (Naumov et al. 2019, section 2.1.3).
 
-    On a CPU, where it is not compiled, no more exists at a time than fits the cache of the n x n products of a sample,
-    which hold each pair twice, and of the copy that puts the numeric columns' vector beside the others. The gradient of
-    the symmetric n x n products is symmetric too, so that backward is one matrix product where autograd needs two.
+    On a GPU nothing exists but inputs and output (:mod:`dmt.modules.interaction_kernels`). On a CPU no more exists at a
+    time than fits its cache of the n x n products of a sample, which hold each pair twice, and of the copy that puts
+    the numeric columns' vector beside the others. The gradient of the symmetric n x n products is symmetric too, so
+    that backward is one matrix product where autograd needs two. Where it is compiled, torch's compiler has the choice.
 
     Args:
         num_vectors: n, that of the numeric columns included.
@@ -75,6 +81,8 @@ class _DotProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, dense: Tensor | None, pairs: Tensor, pair_of: Tensor) -> Tensor:
         ctx.save_for_backward(vectors, dense, pair_of)
+        if _in_one_kernel(vectors, len(pair_of)):
+            return interaction_kernels.products(vectors, dense)
         parts = _parts(vectors)
         if len(parts) == 1:
             return _beside(dense, _pair_products(vectors, dense, pairs))
@@ -89,6 +97,8 @@ class _DotProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         vectors, dense, pair_of = ctx.saved_tensors
+        if _in_one_kernel(vectors, len(pair_of)):
+            return *interaction_kernels.gradients(vectors, dense, gradient), None, None
         parts = _parts(vectors)
         if len(parts) == 1:
             return *_gradients(vectors, dense, pair_of, gradient), None, None
@@ -100,6 +110,12 @@ class _DotProducts(torch.autograd.Function):
             if dense_gradient is not None and own_gradient is not None:
                 dense_gradient[part] = own_gradient
         return vectors_gradient, dense_gradient, None, None
+
+
+def _in_one_kernel(vectors: Tensor, num_vectors: int) -> bool:
+    if interaction_kernels is None or not vectors.is_cuda or torch.compiler.is_compiling():
+        return False
+    return interaction_kernels.fits(vectors, num_vectors)
 
 
 def _parts(vectors: Tensor) -> list[slice]:
