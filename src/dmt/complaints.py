@@ -184,8 +184,8 @@ def _missing(line: str) -> str | None:
     missing = re.search(r"arguments are required: (?:\w+\.)?(\w+)", line)
     if missing is None:
         return None
-    if of_class := re.search(r'Parser key "([\w.]+)"', line):
-        return f"--{of_class[1]}.{missing[1]} is not given; its class needs it"
+    if of_classes := re.findall(r'Parser key "([\w.]+)"', line):  # one inside the other
+        return f"--{'.'.join(of_classes)}.{missing[1]} is not given; its class needs it"
     return f"--{missing[1]} is not given; give --config FILE, such as configs/quickstart.yaml"
 
 

@@ -141,6 +141,10 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ),
         ([*QUICK, "--model.lr_scheduler", "StepLR"], ["--model.lr_scheduler.step_size is not given"]),
         (
+            [*QUICK, "--model.tower", "MultiTower", "--model.tower.tower", "DotTower"],
+            ["--model.tower.tower.out_dim is not given"],
+        ),
+        (
             [*QUICK, "--model.dense_optimizer", "Adam"],
             ["model.dense_optimizer=Adam: several classes", "give torch.optim.Adam or torchrec.optim.Adam"],
         ),
