@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.modules import DotInteraction, TopArch, TowerStage
-from dmt.modules.failures import check_apart, check_registered, named
+from dmt.modules.failures import check_apart, check_registered, check_trained, named
 from dmt.modules.stage import Pending, Ready, Stage, run_towers
 from dmt.modules.top_arch import check_logits
 from dmt.modules.towers import plain_tower
@@ -76,6 +76,7 @@ def check_samples_apart(top: TopArch, schema: FeatureSchema) -> None:
 def _run(top: TopArch, schema: FeatureSchema) -> float:
     with _plain_kernels(), named("top", type(top), _FAILING), FlopCounterMode(display=False) as counter:
         logits, runs = _forward(top, schema, torch.rand(_BATCH, len(schema.dense)))
+        check_trained("top", top, logits)
         check_registered("top", top, logits, [run.looked_up for run in runs])
         logits.sum().backward()
     return counter.get_total_flops() / _BATCH
@@ -145,6 +146,7 @@ class _CountedStage(Stage):
             with named("tower", type(plain), _FAILING):
                 # It reads no leaf, as in training: a tower may work in place.
                 output = run_towers([tower], [looked_up - 0.5])
+            check_trained("tower", plain, output)
             check_registered("tower", plain, output, [looked_up, *tower.parameters()])
             self.runs.append(_TowerRun(plain, looked_up, output))
             outputs.append(output)

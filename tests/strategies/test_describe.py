@@ -217,6 +217,36 @@ def test_weights_that_torch_does_not_know_are_told() -> None:
         describe(make_model(top=Scaled), SCHEMA, layout())
 
 
+class Blind(DLRMTower):
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__(num_features, embedding_dim, out_dim=4)
+
+    @torch.no_grad()
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return super().forward(embeddings)
+
+
+class Dropped(PassThrough):
+    """Leaves its features out, as an ablation may: there is nothing in it to train."""
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return torch.zeros_like(embeddings)
+
+
+class BlindTop(Scaled):
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        return super().forward(dense_features, sparse_features).detach()
+
+
+def test_modules_that_no_gradient_reaches_are_told() -> None:
+    for options in ({}, {"table_dims": {"a": 4}}):
+        with pytest.raises(UserInputError, match=r"^tower Blind: no gradient goes back .* leave torch.no_grad\(\)"):
+            describe(make_model(tower=Blind, **options), SCHEMA, layout())
+    with pytest.raises(UserInputError, match=r"^top BlindTop: no gradient goes back .* out of forward$"):
+        describe(make_model(top=BlindTop), SCHEMA, layout())
+    describe(make_model(tower=Dropped), SCHEMA, layout())
+
+
 class Normed(DLRMTower):
     def __init__(self, num_features: int, embedding_dim: int, norm: type[nn.Module]) -> None:
         super().__init__(num_features, embedding_dim, c=0, p=2, out_dim=4)

@@ -55,6 +55,24 @@ def made_by(kind: str, factory: Callable[..., Any], *arguments: Any) -> Any:
     return made
 
 
+def check_trained(kind: str, module: nn.Module, output: Tensor) -> None:
+    """Check that gradients reach a module that has weights to train.
+
+    Args:
+        kind: ``tower`` or ``top``.
+        module: the module.
+        output: what it returned.
+
+    Raises:
+        UserInputError: they do not.
+    """
+    if not output.requires_grad and any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserInputError(
+            f"{kind} {type(module).__name__}: no gradient goes back through what it returns, so that neither its "
+            "weights nor the embeddings it reads would be trained; leave torch.no_grad() and detach() out of forward"
+        )
+
+
 def check_registered(kind: str, module: nn.Module, output: Tensor, inputs: Iterable[Tensor]) -> None:
     """Check that an output is made of no weights but those that torch knows as the module's.
 
