@@ -8,6 +8,7 @@ from typing import Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -36,6 +37,14 @@ class FailOnRank(Callback):
                 print(f"rank {self.rank} hangs on purpose", file=sys.stderr, flush=True)
                 time.sleep(1000)
             raise RuntimeError(f"rank {self.rank} fails on purpose")
+
+
+class SlowLogger(CSVLogger):
+    """Takes longer to finish a failed run than Lightning's watch over the ranks takes to look again."""
+
+    def finalize(self, status: str) -> None:
+        time.sleep(7 if status == "failed" else 0)
+        super().finalize(status)
 
 
 class WrongShape(TowerModule):

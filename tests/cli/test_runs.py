@@ -219,6 +219,16 @@ def test_a_failing_rank_ends_the_job(tmp_path: Path, rank: int, how: str) -> Non
     assert group_is_gone(process.pid, within_s=15)
 
 
+def test_what_all_ranks_refuse_is_told_once_however_slow_the_end(finished: Path, tmp_path: Path) -> None:
+    [checkpoint] = (finished / "checkpoints").iterdir()
+    two_ranks = ["--trainer.devices", "2", "--ranks_per_host", "1", "--model.num_towers", "2"]
+    logger = ["--trainer.logger", "tests.cli.faults.SlowLogger"]
+    process = start(DMT, tmp_path, *two_ranks, *logger, "--ckpt_path", str(checkpoint), env={"PYTHONPATH": str(ROOT)})
+    _, errors = finish(process, code=2)
+    [line] = [line for line in errors.splitlines() if line.startswith("dmt: error:")]
+    assert line.endswith("differ from this model's; give its plan by --model.plan") and errors.endswith(f"{line}\n")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_hanging_rank_does_not_outlive_the_first(tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = start_two_ranks(tmp_path, failing=1, how="hang")

@@ -350,7 +350,9 @@ class ClickModel(L.LightningModule):
                 alone and training was to go on from it, or the tower module or top arch must be given.
         """
         if "dmt" not in checkpoint:
-            raise UserInputError("checkpoint: it holds no ClickModel; give one that `dmt fit` has written")
+            raise UserInputError(
+                "checkpoint: it holds no ClickModel; give one that `dmt fit` has written", on_every_rank=True
+            )
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             check_resumable(checkpoint, self.trainer.ckpt_path)
         stored = checkpoint["dmt"]
@@ -366,11 +368,13 @@ class ClickModel(L.LightningModule):
         elif stored["schema"] != self.schema.to_dict():
             raise UserInputError(
                 "checkpoint: its columns or table sizes differ from the data's (other files or vocabularies?); "
-                "use the data it was trained on"
+                "use the data it was trained on",
+                on_every_rank=True,
             )
         elif stored["towers"] != [list(tower) for tower in self.resolved_plan.towers]:
             raise UserInputError(
-                f"checkpoint: its towers {stored['towers']} differ from this model's; give its plan by --model.plan"
+                f"checkpoint: its towers {stored['towers']} differ from this model's; give its plan by --model.plan",
+                on_every_rank=True,
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -383,7 +387,7 @@ class ClickModel(L.LightningModule):
             {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
             for state in (self.state_dict(), state_dict)
         )
-        check_tensors(own, found, strict=strict)
+        check_tensors(own, found, strict=strict, on_every_rank=True)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 

@@ -284,8 +284,12 @@ class TowerStrategy(DDPStrategy):
         A rank that has failed makes the others fail in their next collective; one that hangs would outlive us.
         """
         super().on_exception(exception)
+        children = [*self._children]
+        # Lightning's thread that watches this list would take their end for one that nobody knows of, and kill this
+        # process too, before it has told its error: a logger may take its time to finish. tests/cli/ guard it.
+        self._children.clear()
         deadline = time.monotonic() + _GRACE_S
-        for child in self._children:
+        for child in children:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=max(deadline - time.monotonic(), 0.01))
             child.kill()
