@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,9 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _load(arguments[0])(arguments)
     except UserInputError as error:
-        if not error.on_every_rank or _is_first_rank():
+        is_told_here = not error.on_every_rank or _is_first_rank()
+        if is_told_here:
             print(f"dmt: error: {' '.join(str(error).split())}", file=sys.stderr)
         _end_soon(2)
+        if not is_told_here:
+            # Whoever has started the ranks, torchrun or Lightning, takes the end of one for a failure, and ends the
+            # others: also the first, which may not have told yet, its loggers being slow. It ends this one when it has.
+            time.sleep(_GRACE_S)
         _leave_process_groups()
         raise SystemExit(2) from None
     except (KeyboardInterrupt, SystemExit) as end:

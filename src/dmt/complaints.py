@@ -81,6 +81,11 @@ def _strategy(lines: Sequence[str], strategies: Mapping[str, str]) -> str | None
     return None
 
 
+def _option(line: str) -> str | None:
+    """The option a complaint is of; of a class inside another, by the names of both."""
+    return ".".join(re.findall(r'Parser key "([\w.]+)"', line)) or None
+
+
 def _value(told: str) -> str | None:
     """A value of another type than is wanted."""
     expected = r"Expected an? (?:<class '(?P<type>[\w.]+)'>|typing\.Literal\[(?P<choices>.*?)\])"
@@ -88,16 +93,16 @@ def _value(told: str) -> str | None:
     value = re.search(rf"{expected}\. Got value: (?P<value>.*?)(?:\. Got value: .*)?$", told, re.MULTILINE)
     if value is None and not re.search(r"dot import path|Problem with|not accept", told):
         value = re.search(r"Given value: (?P<value>.*)", told)
-    keys = re.findall(r'Parser key "([\w.]+)"', told)
+    option = _option(told)
     kinds = [
         f"one of {found['choices']}" if found["choices"] else _WANTED.get(found["type"])
         for found in re.finditer(expected, told)
     ]
     wanted = list(dict.fromkeys(kind for kind in kinds if kind is not None))
-    if value is None or not keys or not wanted:
+    if value is None or option is None or not wanted:
         return None
     fix = " or ".join(wanted).replace("{value}", value["value"])
-    return f"{'.'.join(keys)}={value['value']}: give {fix}"
+    return f"{option}={value['value']}: give {fix}"
 
 
 def _no_file(line: str) -> str | None:
@@ -122,59 +127,64 @@ def _config_file(told: str, arguments: Sequence[str]) -> str | None:
 
 def _class_path(line: str) -> str | None:
     """A class that does not exist, by its path or its name alone."""
-    key = re.search(r'Parser key "([\w.]+)"', line)
+    option = _option(line)
     by_path = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", line)
-    if key and by_path:
+    if option and by_path:
         path, name = by_path.groups()
         public = [known for known in dir(sys.modules.get(path)) if not known.startswith("_")]
         near = difflib.get_close_matches(name, public, n=1)
         fix = f"did you mean {path}.{near[0]}?" if near else f"give a class that {path} has"
-        return f"{key[1]}={path}.{name}: no such class; {fix}"
+        return f"{option}={path}.{name}: no such class; {fix}"
     by_name = re.search(r"Expected a dot import path string: (\w+)", line)
-    if key and by_name and key[1] in _MODULES:
-        modules = [importlib.import_module(path) for path in _MODULES[key[1]]]
+    outer = re.search(r'Parser key "([\w.]+)"', line)
+    if option and by_name and outer and outer[1] in _MODULES:
+        modules = [importlib.import_module(path) for path in _MODULES[outer[1]]]
         homes = {name: module.__name__ for module in modules for name in dir(module) if name[0].isupper()}
+        if by_name[1] in homes:
+            return (
+                f"{option}={by_name[1]}: it is of another kind; give another class, of {homes[by_name[1]]} or your own"
+            )
         near = difflib.get_close_matches(by_name[1], homes, n=1)
         if not near:
-            fix = f"give one of {_MODULES[key[1]][0]}, or a class by its path"
+            fix = f"give one of {_MODULES[outer[1]][0]}, or a class by its path"
         elif homes[near[0]].startswith("torch."):
             fix = f"did you mean {homes[near[0]]}.{near[0]}?"  # TorchRec has classes of these names too
         else:
             fix = f"did you mean {near[0]}?"
-        return f"{key[1]}={by_name[1]}: no such class; {fix}"
+        return f"{option}={by_name[1]}: no such class; {fix}"
     return None
 
 
 def _other_class(line: str) -> str | None:
     """A class of another kind."""
-    key = re.search(r'Parser key "([\w.]+)"', line)
+    option = _option(line)
     other = re.search(r"Expected '([\w.]+)' to be a subclass of <class '([\w.]+)'>", line) or re.search(
         r"a path but ([\w.]+) either .* not correspond to a subclass of (\w+)", line
     )
-    if key is None or other is None:
+    if option is None or other is None:
         return None
     path, base = other.groups()
-    return f"{key[1]}={path}: it is no {base}; derive it from {base}, or give another class"
+    return f"{option}={path}: it is no {base}; derive it from {base}, or give another class"
 
 
 def _ambiguous(line: str) -> str | None:
     """A name that several classes have."""
-    key = re.search(r'Parser key "([\w.]+)"', line)
+    option = _option(line)
     several = re.search(r"Multiple subclasses with name (\w+)\..*?: (\w[\w.]+(?:, \w[\w.]+)*)", line)
-    if key is None or several is None:
+    if option is None or several is None:
         return None
     paths = several[2].rstrip(".").replace(", ", " or ")
-    return f"{key[1]}={several[1]}: several classes have this name; give {paths}"
+    return f"{option}={several[1]}: several classes have this name; give {paths}"
 
 
 def _absent(line: str) -> str | None:
     """A module that is not there."""
-    key = re.search(r'Parser key "([\w.]+)"', line)
+    option = _option(line)
     absent = re.search(r"No module named '([\w.]+)'", line)
-    if key is None or absent is None:
+    if option is None or absent is None:
         return None
     return (
-        f"{key[1]}: no module named {absent[1]!r}; install it, or start dmt in its folder, or put that into "
+        f"{option}: no module named {absent[1]!r}; install it, or start dmt in its folder, or put that into "
         "PYTHONPATH, or mend the name"
     )
 
@@ -184,16 +194,16 @@ def _missing(line: str) -> str | None:
     missing = re.search(r"arguments are required: (?:\w+\.)?(\w+)", line)
     if missing is None:
         return None
-    if of_classes := re.findall(r'Parser key "([\w.]+)"', line):  # one inside the other
-        return f"--{'.'.join(of_classes)}.{missing[1]} is not given; its class needs it"
+    if option := _option(line):
+        return f"--{option}.{missing[1]} is not given; its class needs it"
     return f"--{missing[1]} is not given; give --config FILE, such as configs/quickstart.yaml"
 
 
 def _option_of_class(line: str) -> str | None:
     """An option that a class does not have, without what the parser tells of all other forms a value could have."""
-    key = re.search(r'Parser key "([\w.]+)"', line)
-    option = re.search(r"Option '([\w.]+)' is not accepted", line)
-    return f"{key[1]}: option {option[1]!r} is not accepted" if key and option else None
+    option = _option(line)
+    inside = re.search(r"Option '([\w.]+)' is not accepted", line)
+    return f"{option}: option {inside[1]!r} is not accepted" if option and inside else None
 
 
 def _nearest_option(line: str, *, verb: str, names: Callable[[], list[str]]) -> str:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dmt.flops import check_samples_apart, count_flops
+from dmt.flops import check_for_ranks, count_flops
 from dmt.modules import ClickModel, TowerStage, deferred_tables
 from dmt.modules.shards import TableShard
 from dmt.modules.towers import ProjectedTower, plain_tower
@@ -67,7 +67,7 @@ def describe(model: ClickModel, schema: FeatureSchema, layout: Layout) -> dict[s
         stage = next(module for module in top.modules() if isinstance(module, TowerStage))
         flops = count_flops(top, schema)
         if layout.topology.world_size > 1:
-            check_samples_apart(top, schema)
+            check_for_ranks(top, schema)
     tables = sum(table.num_embeddings * table.embedding_dim for table in stage.tables)
     tower_params = [sum(p.numel() for p in tower.parameters()) for tower in stage.towers]
     dense = sum(p.numel() for p in top.parameters()) - sum(tower_params)

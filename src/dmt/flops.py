@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dmt.errors import UserInputError
 from dmt.modules import DotInteraction, TopArch, TowerStage
 from dmt.modules.failures import check_apart, check_registered, check_trained, named
 from dmt.modules.stage import Pending, Ready, Stage, run_towers
@@ -56,16 +57,18 @@ def count_flops(top: TopArch, schema: FeatureSchema) -> SampleFlops:
     return SampleFlops(executed=executed, as_reported=_run(top, schema))
 
 
-def check_samples_apart(top: TopArch, schema: FeatureSchema) -> None:
-    """Check that nothing is made of several samples: ranks have other batches than a single process.
+def check_for_ranks(top: TopArch, schema: FeatureSchema) -> None:
+    """Check what several ranks need, who have other batches than a single process and average all gradients.
 
     Args:
         top: the model, once its FLOPs are counted.
         schema: the data's columns.
 
     Raises:
-        UserInputError: what a tower module or the top arch returns for a sample depends on others.
+        UserInputError: what a tower module or the top arch returns for a sample depends on others, or no logit depends
+            on some of its weights.
     """
+    _check_all_used(top)
     dense = torch.rand(_BATCH, len(schema.dense), requires_grad=True)
     logits, runs = _forward(top, schema, dense - 0.5)
     for run in runs:
@@ -73,12 +76,32 @@ def check_samples_apart(top: TopArch, schema: FeatureSchema) -> None:
     check_apart("top", top, logits, [dense, *(run.looked_up for run in runs)])
 
 
+def _check_all_used(top: TopArch) -> None:
+    """Check that counting has left all weights a gradient: ranks average them, and would miss one."""
+    unused = [name for name, parameter in top.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    if unused:
+        name = unused[0].replace("stage.stage.", "stage.")  # the counted stage holds the real one
+        others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise UserInputError(
+            f"top {type(top).__name__}: no logit depends on its {name}{others}, and ranks average the gradients of all "
+            "dense layers in every step; freeze it by requires_grad_(False), leave it out of the model, or use one rank"
+        )
+
+
 def _run(top: TopArch, schema: FeatureSchema) -> float:
     with _plain_kernels(), named("top", type(top), _FAILING), FlopCounterMode(display=False) as counter:
         logits, runs = _forward(top, schema, torch.rand(_BATCH, len(schema.dense)))
         check_trained("top", top, logits)
         check_registered("top", top, logits, [run.looked_up for run in runs])
+        trained = [run.output for run in runs if run.output.requires_grad]
+        for output in trained:
+            output.retain_grad()
         logits.sum().backward()
+    if trained and all(output.grad is None for output in trained):
+        raise UserInputError(
+            f"top {type(top).__name__}: no gradient goes back from its logits to the towers, so that neither they nor "
+            "the embeddings would be trained; leave torch.no_grad() and detach() out of forward"
+        )
     return counter.get_total_flops() / _BATCH
 
 

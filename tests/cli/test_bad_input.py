@@ -145,6 +145,27 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
             ["--model.tower.tower.out_dim is not given"],
         ),
         (
+            [*QUICK, "--model.tower", "MultiTower", "--model.tower.tower", "DLRMTowr"],
+            ["model.tower.tower=DLRMTowr: no such class; did you mean DLRMTower?"],
+        ),
+        (
+            [
+                *QUICK,
+                "--model.tower",
+                "MultiTower",
+                "--model.tower.tower",
+                "DotTower",
+                "--model.tower.tower.out_dm",
+                "3",
+            ],
+            ["model.tower.tower: option 'out_dm' is not accepted; did you mean out_dim?"],
+        ),
+        ([*QUICK, "--model.tower", "DCN"], ["model.tower=DCN: it is of another kind; give another class"]),
+        (
+            [*QUICK, "--model.top", "MultiEmbedding", "--model.top.top", "MultiEmbedding"],
+            ["MultiEmbedding top=MultiEmbedding: it has several members itself"],
+        ),
+        (
             [*QUICK, "--model.dense_optimizer", "Adam"],
             ["model.dense_optimizer=Adam: several classes", "give torch.optim.Adam or torchrec.optim.Adam"],
         ),

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from dmt import cli
+from dmt.errors import UserInputError
+
 # NCCL is not at hand: gloo is told to be it, and to wait for ranks that never come.
 HANGS = """
 import sys, time
@@ -37,3 +40,20 @@ def test_a_rank_that_fails_ends_although_nccl_waits_for_the_others(error: str, t
     )
     assert ended.returncode == code
     assert told in ended.stderr and (code == 2 or "ValueError: broken" in ended.stderr)
+
+
+def test_a_rank_that_leaves_the_telling_to_the_first_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(arguments: list[str]) -> None:
+        raise UserInputError("option: wrong", on_every_rank=True)
+
+    waited: list[float] = []
+    monkeypatch.setattr(cli, "_load", lambda verb: refuse)
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    for rank, told, waits in (("1", "", [cli._GRACE_S]), ("0", "dmt: error: option: wrong\n", [])):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["fit"])
+        assert (ended.value.code, capsys.readouterr().err, waited) == (2, told, waits)
+        waited.clear()

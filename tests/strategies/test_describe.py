@@ -238,13 +238,44 @@ class BlindTop(Scaled):
         return super().forward(dense_features, sparse_features).detach()
 
 
+class Detached(Scaled):
+    """Trains its own layers, and nothing before them."""
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        return self.over(self.interaction(self.stage(sparse_features).detach(), None)).squeeze(1)
+
+
+class Unused(DLRM):
+    def __init__(self, stage: Stage, num_dense: int) -> None:
+        super().__init__(stage, num_dense, over_layers=[4])
+        self.spare = nn.Linear(2, 2)
+
+
+class UnusedInTower(DLRMTower):
+    def __init__(self, num_features: int, embedding_dim: int) -> None:
+        super().__init__(num_features, embedding_dim, out_dim=4)
+        self.spare = nn.Linear(2, 2, bias=False)
+
+
 def test_modules_that_no_gradient_reaches_are_told() -> None:
+    with pytest.raises(UserInputError, match=r"^top Detached: no gradient goes back from its logits to the towers, so"):
+        describe(make_model(top=Detached), NO_DENSE, layout())
     for options in ({}, {"table_dims": {"a": 4}}):
         with pytest.raises(UserInputError, match=r"^tower Blind: no gradient goes back .* leave torch.no_grad\(\)"):
             describe(make_model(tower=Blind, **options), SCHEMA, layout())
     with pytest.raises(UserInputError, match=r"^top BlindTop: no gradient goes back .* out of forward$"):
         describe(make_model(top=BlindTop), SCHEMA, layout())
     describe(make_model(tower=Dropped), SCHEMA, layout())
+
+
+@pytest.mark.parametrize("strategy", ["sptt", "torchrec"])
+def test_weights_that_no_logit_depends_on_are_told_where_ranks_average_gradients(strategy: str) -> None:
+    for options in ({"top": Unused}, {"tower": UnusedInTower}):
+        describe(make_model(**options), SCHEMA, layout("single", world_size=1))
+    with pytest.raises(UserInputError, match=r"^top Unused: no logit depends on its spare.weight and 1 more, and .*"):
+        describe(make_model(top=Unused), SCHEMA, layout(strategy))
+    with pytest.raises(UserInputError, match=r"^top DLRM: no logit depends on its stage.towers.0.* and 1 more, and .*"):
+        describe(make_model(tower=UnusedInTower), SCHEMA, layout(strategy))
 
 
 class Normed(DLRMTower):

@@ -1,5 +1,6 @@
 """What a sharded stage does with batches that went ahead, and with the state that towers start from."""
 
+import os
 from collections.abc import Callable, Generator
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from dmt.modules import ClickModel, EmbeddingOptimizer, PassThrough, TowerModule
 from dmt.plan import TowerPlan
 from dmt.schema import CategoricalFeature, FeatureSchema
 from dmt.strategies import SpttStrategy
+from dmt.strategies.named import _rank_memory_bytes
 from dmt.strategies.stage import Distributed, ShardedStage
 from dmt.strategies.topology import Topology
 from tests.distributed.harness import join_world, run_ranks
@@ -116,6 +118,17 @@ class Projection(TowerModule):
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         return embeddings @ self.matrix + self.shift
+
+
+def memory_of_a_rank() -> int:
+    join_world()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sysconf", lambda name: 10 - dist.get_rank())
+        return _rank_memory_bytes(torch.device("cpu"), ranks=1)
+
+
+def test_ranks_place_tables_by_the_memory_that_all_of_them_have() -> None:
+    assert run_ranks(memory_of_a_rank, world_size=2) == [9 * 9, 9 * 9]  # pages, each of so many bytes
 
 
 def buffers_of_a_tower() -> list[list[float]]:

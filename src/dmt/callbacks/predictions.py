@@ -27,7 +27,9 @@ class PredictionFile(BasePredictionWriter):
         folder = run_folder(trainer)  # a collective: every rank asks
         self.path = (folder or Path(trainer.default_root_dir)) / FILE
         if self.path.exists():
-            raise UserInputError(f"{self.path} exists; move it away, or give the run a logger with a new folder")
+            raise UserInputError(
+                f"{self.path} exists; move it away, or give the run a logger with a new folder", on_every_rank=True
+            )
 
     def write_on_epoch_end(
         self,

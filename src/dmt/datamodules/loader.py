@@ -274,7 +274,8 @@ class ClickLoader:
             if next_step > 0 and state[option] != value:
                 raise UserInputError(
                     f"{option}={value}: the checkpoint is from inside an epoch with {option}={state[option]}"
-                    "; resume with that value, or from a checkpoint between two epochs"
+                    "; resume with that value, or from a checkpoint between two epochs",
+                    on_every_rank=True,
                 )
         self._is_fresh = False
         self._move_to(epoch, next_step)

@@ -124,7 +124,8 @@ class TabularClicks(ClickDataModule):
             if not encoder_of(state_dict["encoder"]).equals(mine):
                 raise UserInputError(
                     f"path={self.path}: the checkpoint is of another training log, with other vocabularies or scales; "
-                    "give that log, or test and predict rows of this one with dmt.datamodules.TabularRows"
+                    "give that log, or test and predict rows of this one with dmt.datamodules.TabularRows",
+                    on_every_rank=True,
                 )
 
     def _encoder_state(self) -> dict[str, Any]:

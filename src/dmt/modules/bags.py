@@ -95,12 +95,14 @@ class BagOrder(nn.Module):
         if features.keys() != self.keys:
             raise UserInputError(
                 f"batch: its features are {features.keys()}, the model's schema has {self.keys}; "
-                "train on the data the model was built for"
+                "train on the data the model was built for",
+                on_every_rank=True,
             )
         if self.weighted != (features.weights_or_none() is not None):
             raise UserInputError(
                 f"batch: its ids have {'no ' if self.weighted else ''}weights, the model's schema says "
-                f"weighted={str(self.weighted).lower()}; give both the same"
+                f"weighted={str(self.weighted).lower()}; give both the same",
+                on_every_rank=True,
             )
         ids, batch_size = features.values(), features.stride()
         # On a GPU a look at the lengths would wait for the device; there only the count is checked, if all have one.

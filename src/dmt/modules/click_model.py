@@ -162,8 +162,9 @@ class ClickModel(L.LightningModule):
         if self.compile_layers:
             towers = [tower for stage in _stages(self) for tower in stage.tower_modules]
             # Dynamo counts versions by code, and all towers run the code of one forward: without room for every
-            # tower's own it would run what comes after the eighth uncompiled.
-            limit = torch._dynamo.config.recompile_limit * len(towers)
+            # tower's own, and for each of several top archs, it would run what comes after the eighth uncompiled.
+            num_tops = getattr(self.model, "num_members", None) or 1
+            limit = torch._dynamo.config.recompile_limit * len(towers) * num_tops
             for layers in (self.model, *towers):
                 layers.compile(recompile_limit=limit)
         self.schema = schema
@@ -387,7 +388,7 @@ class ClickModel(L.LightningModule):
             {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
             for state in (self.state_dict(), state_dict)
         )
-        check_tensors(own, found, strict=strict, on_every_rank=True)
+        check_tensors(own, found, strict=strict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 

@@ -56,7 +56,7 @@ def made_by(kind: str, factory: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def check_trained(kind: str, module: nn.Module, output: Tensor) -> None:
-    """Check that gradients reach a module that has weights to train.
+    """Check that a module with weights to train returns what a gradient can go back through.
 
     Args:
         kind: ``tower`` or ``top``.
@@ -64,7 +64,7 @@ def check_trained(kind: str, module: nn.Module, output: Tensor) -> None:
         output: what it returned.
 
     Raises:
-        UserInputError: they do not.
+        UserInputError: it does not.
     """
     if not output.requires_grad and any(parameter.requires_grad for parameter in module.parameters()):
         raise UserInputError(

@@ -23,10 +23,11 @@ _CACHED_BYTES = 8 * 2**20
 class DotInteraction(nn.Module):
     """Dot products of all pairs of vectors, each pair once (Naumov et al. 2019, section 2.1.3).
 
-    On a GPU nothing exists but inputs and output (:mod:`dmt.modules.interaction_kernels`). On a CPU no more exists at a
-    time than fits its cache of the n x n products of a sample, which hold each pair twice, and of the copy that puts
-    the numeric columns' vector beside the others. The gradient of the symmetric n x n products is symmetric too, so
-    that backward is one matrix product where autograd needs two. Where it is compiled, torch's compiler has the choice.
+    On a GPU nothing exists but inputs and output, up to 64 vectors of 512 columns that are not float64
+    (:mod:`dmt.modules.interaction_kernels`). On a CPU no more exists at a time than fits its cache of the n x n
+    products of a sample, which hold each pair twice, and of the copy that puts the numeric columns' vector beside the
+    others. Elsewhere, and where torch's compiler makes the kernels, it is all there at once. The gradient of the
+    symmetric products is symmetric too, so that backward is one matrix product where autograd needs two.
 
     Args:
         num_vectors: n, that of the numeric columns included.

@@ -15,8 +15,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dmt.errors import UserInputError, check_positive
 from dmt.modules.dlrm import DLRM
 from dmt.modules.failures import made_by
-from dmt.modules.stage import Pending, Stage
-from dmt.modules.top_arch import TopArch, TopArchFactory
+from dmt.modules.stage import Pending, Stage, run_towers, tower_modules
+from dmt.modules.top_arch import TopArch, TopArchFactory, check_logits
 from dmt.modules.towers import TowerFactory, TowerModule, check_tower
 
 
@@ -50,10 +50,16 @@ class MultiEmbedding(TopArch):
         width = stage.out_dim // num_sets
         sets = [_Columns(stage.out_features, width, index) for index in range(num_sets)]
         self.tops = nn.ModuleList(made_by("top", top, of_set, num_dense) for of_set in sets)
+        if getattr(self.tops[0], "num_members", None) is not None:
+            raise UserInputError(
+                f"MultiEmbedding top={type(self.tops[0]).__name__}: it has several members itself; give a top of one"
+            )
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         started = _Started(self.stage.start(sparse_features), len(self.tops))
-        return torch.stack([top(dense_features, started) for top in self.tops], dim=1)
+        batch_size = dense_features.shape[0]
+        logits = [check_logits(top, top(dense_features, started), batch_size=batch_size) for top in self.tops]
+        return torch.stack(logits, dim=1)
 
 
 class _Started:
@@ -132,4 +138,5 @@ class MultiTower(TowerModule):
         sets = embeddings.chunk(len(self.towers), dim=2)
         # Copies: a tower module may write to its input.
         copies = (columns.clone(memory_format=torch.contiguous_format) for columns in sets)
-        return torch.cat([tower(columns) for tower, columns in zip(self.towers, copies, strict=True)], dim=2)
+        towers = tower_modules(self.towers)
+        return torch.cat([run_towers([tower], [own]) for tower, own in zip(towers, copies, strict=True)], dim=2)

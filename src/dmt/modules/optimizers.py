@@ -42,7 +42,8 @@ def _select_by_name(module: nn.Module, optimizer: Optimizer, state_dict: dict[st
     if len(saved_groups) != len(optimizer.param_groups):
         raise UserInputError(
             f"checkpoint: its optimizer has {len(saved_groups)} parameter groups, this run's has "
-            f"{len(optimizer.param_groups)}; resume with the optimizer it was trained with"
+            f"{len(optimizer.param_groups)}; resume with the optimizer it was trained with",
+            on_every_rank=True,
         )
     positions = {n: i for g in saved_groups for n, i in zip(g["param_names"], g["params"], strict=True)}
     state: dict[int, Any] = {}
@@ -53,7 +54,10 @@ def _select_by_name(module: nn.Module, optimizer: Optimizer, state_dict: dict[st
         groups.append(settings | {"params": list(range(first, first + len(own)))})
         for index, name in enumerate(own, start=first):
             if name not in positions:
-                raise UserInputError(f"checkpoint: its optimizer has no state of {name!r}; it belongs to another model")
+                raise UserInputError(
+                    f"checkpoint: its optimizer has no state of {name!r}; it belongs to another model",
+                    on_every_rank=True,
+                )
             if positions[name] in state_dict["state"]:
                 state[index] = state_dict["state"][positions[name]]
     return {"state": state, "param_groups": groups}

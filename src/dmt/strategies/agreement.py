@@ -32,6 +32,13 @@ def require_agreement(mine: dict[str, str]) -> None:
             )
 
 
+def least(mine: int) -> int:
+    """The smallest of all ranks' numbers; collective."""
+    everyone = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return min(everyone)
+
+
 def succeed_together(action: Callable[[], Result]) -> Result:
     """Do what needs no other rank; collective, so that what fails on one rank ends all of them with its error.
 

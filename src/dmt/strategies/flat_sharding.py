@@ -402,5 +402,6 @@ def check_kernel_sizes(shards: Iterable[TableShard], *, optimizer_name: str, dev
             raise UserInputError(
                 f"table {shard.table.name!r}: {shard.num_rows} rows of {shard.width} columns on one rank are more than "
                 "4 GiB, which FBGEMM's rowwise_adagrad cannot address on the CPU; cut it by rows over more ranks "
-                "(sharding row_wise), choose the optimizer adagrad, or strategy sptt"
+                "(sharding row_wise), choose the optimizer adagrad, or strategy sptt",
+                on_every_rank=True,
             )

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from dmt.errors import UserInputError
 from dmt.modules.stage import TowerStage
+from dmt.strategies.agreement import least
 from dmt.strategies.flat import FlatStage
 from dmt.strategies.flat_meter import count_torchrec
 from dmt.strategies.meter import WireMeter
@@ -85,10 +86,13 @@ class TorchRecStrategy(TowerStrategy):
 
 
 def _rank_memory_bytes(device: torch.device, *, ranks: int) -> int:
-    """Memory of a rank: its GPU's, or its share of the machine's."""
+    """Memory that every rank has, its GPU's or its share of its machine's; collective.
+
+    Every rank places all tables by itself, and by another number it might place them otherwise.
+    """
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
+        return least(torch.cuda.get_device_properties(device).total_memory)
+    return least(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks)
 
 
 def register_strategies() -> None:

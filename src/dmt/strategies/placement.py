@@ -300,7 +300,8 @@ def _cut_and_seat(
         if not free:
             raise UserInputError(
                 f"the tables need {needed[worst] / 2**30:.2f} GiB on a rank that has {limit / 2**30:.2f}; use more "
-                "ranks per host, more hosts, hosts_per_group, or smaller tables"
+                "ranks per host, more hosts, hosts_per_group, or smaller tables",
+                on_every_rank=True,
             )
         largest, kind = max(free, key=lambda candidate: candidate[0].memory_bytes)
         kinds[largest.table.name] = kind

@@ -288,11 +288,15 @@ class TowerStrategy(DDPStrategy):
         # Lightning's thread that watches this list would take their end for one that nobody knows of, and kill this
         # process too, before it has told its error: a logger may take its time to finish. tests/cli/ guard it.
         self._children.clear()
-        deadline = time.monotonic() + _GRACE_S
-        for child in children:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=max(deadline - time.monotonic(), 0.01))
-            child.kill()
+        # What all raise alike the others do not show.
+        deadline = time.monotonic() + (0 if getattr(exception, "on_every_rank", False) else _GRACE_S)
+        try:
+            for child in children:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=max(deadline - time.monotonic(), 0.01))
+        finally:  # a signal may come in between
+            for child in children:
+                child.kill()
 
     @property
     def _children(self) -> list[subprocess.Popen[Any]]:
