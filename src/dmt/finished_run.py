@@ -17,9 +17,10 @@ SUMMARY_FILE = "summary.json"
 RECORD_FILE = "record.json"
 _SEED = "seed_everything"
 _RESUMED = "ckpt_path"
-# Where a run and its data are kept, not what they are.
+# Where a run and its data are kept and what is shown of it, not what they are.
 _PLACES = (
-    *("trainer.logger", "trainer.default_root_dir", _RESUMED, "trainer.enable_progress_bar"),
+    *("trainer.logger", "trainer.default_root_dir", _RESUMED),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
     "data.init_args.cache_dir",
 )
 # What becomes of samples, and which there are to train on; not what a model is tested on. A log's seed is no such thing

@@ -1,7 +1,9 @@
 """The verbs of the ``dmt`` command that read a training configuration: LightningCLI over ClickModel and data."""
 
 import json
+import math
 import os
+import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
@@ -18,13 +21,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dmt.brief_help import DESCRIPTIONS, TITLES, BriefHelp
-from dmt.callbacks import PredictionFile, RunRecord, Throughput, WireTraffic, logger_folder, run_folder
+from dmt.callbacks import PlainProgress, PredictionFile, RunRecord, Throughput, WireTraffic, logger_folder, run_folder
 from dmt.complaints import one_line
 from dmt.datamodules import ClickDataModule
 from dmt.describe import Layout, describe, print_description
 from dmt.errors import UserInputError, nearest
 from dmt.modules import ClickModel, click_metrics
-from dmt.modules.limits import check_optimizer, check_trainer
+from dmt.modules.limits import check_optimizer, check_schedule, check_trainer
 from dmt.quiet import quiet_libraries
 from dmt.runs import RunSummary
 from dmt.strategies import SpttStrategy, Topology, TorchRecStrategy, TowerCheckpointIO, TowerStrategy
@@ -136,6 +139,10 @@ class DmtCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, TowerCheckpointIO()]
+        if not sys.stdout.isatty() and self._get(self.config, "trainer.enable_progress_bar") is not False:
+            own = self._get(self.config_init, "trainer.callbacks") or []
+            if not any(isinstance(callback, ProgressBar) for callback in own):
+                self.trainer_defaults["callbacks"].append(PlainProgress())
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -312,6 +319,17 @@ class DmtCLI(LightningCLI):
                 "model.lr_scheduler=ReduceLROnPlateau: it follows a metric, and this schedule moves with every "
                 "training step; give one of steps, such as torch.optim.lr_scheduler.StepLR"
             )
+        check_schedule(scheduler, self._asked_steps())
+
+    def _asked_steps(self) -> float:
+        """Steps of training, of the whole one where a dry run is asked for; infinite where it is not known yet."""
+        rows = getattr(self.datamodule, "num_samples", {}).get("train")
+        options = ("max_epochs", "max_steps", "limit_train_batches")
+        epochs, most, part = (self._get(self.config_init, f"trainer.{name}") for name in options)
+        if rows is None or not epochs or epochs < 0 or part not in (None, 1.0):
+            return math.inf
+        steps = epochs * math.ceil(rows / self.datamodule.global_batch_size)
+        return min(steps, most) if most and most > 0 else steps
 
 
 def _made(option: str, factory: Callable[[Any], Any], of: Any) -> Any:
@@ -418,6 +436,8 @@ def _names_of_options() -> list[str]:
 def run_trainer(arguments: list[str]) -> None:
     """``dmt fit|validate|test|predict``."""
     parsed_cli(DmtCLI, arguments, run=True)
+    if (wandb := sys.modules.get("wandb")) is not None:
+        wandb.finish()  # else it says its last when Python ends, in colours, be it into a file
 
 
 def run_describe(arguments: list[str]) -> None:

@@ -148,7 +148,8 @@ def _found_at(path: Path) -> Found:
             raise UserInputError(f"run {path}: this trial does not count, {run}; give one that has finished")
         return Found(runs=[run], left_out=_repeated(path, [path]))
     if not path.is_dir():
-        raise UserInputError(f"run {path}: there is no such folder; give that of a finished `dmt fit` or of a sweep")
+        found = "it is no folder" if path.exists() else "there is no such folder"
+        raise UserInputError(f"run {path}: {found}; give that of a finished `dmt fit` or of a sweep")
     file = _summary_of(path)
     if file is None:
         begun = any(path.rglob(RECORD_FILE))

@@ -44,9 +44,7 @@ METRICS = {
 
 
 def logged(folder: Path, logger: str) -> set[str]:
-    """Those of METRICS that a run has logged."""
-    if logger == "WandbLogger":
-        return METRICS & set(wandb.run.summary.keys())
+    """Those of METRICS that a run has logged into files."""
     pattern = {"CSVLogger": "metrics.csv", "TensorBoardLogger": "events.*"}[logger]
     held = b"".join(file.read_bytes() for file in folder.rglob(pattern))
     return {name for name in METRICS if name.encode() in held}
@@ -65,8 +63,16 @@ def test_a_run_can_be_repeated_from_its_folder(
     monkeypatch.setattr(
         wandb.Run, "log_artifact", lambda run, artifact: artifacts.append(artifact) or log_artifact(run, artifact)
     )
+    known: list[tuple[dict[str, object], set[str]]] = []  # to W&B, when it has said its last
+    finish = wandb.Run.finish
+
+    def finish_known(run: wandb.Run, *arguments: object, **options: object) -> None:
+        known.append((dict(run.config), set(run.summary.keys())))
+        finish(run, *arguments, **options)
+
+    monkeypatch.setattr(wandb.Run, "finish", finish_known)
     fit(tmp_path, logger, "--trainer.logger.version=7", *EVERY_STEP)
-    assert logged(tmp_path, logger) == METRICS
+    assert (known[0][1] & METRICS if logger == "WandbLogger" else logged(tmp_path, logger)) == METRICS
     [run] = find_runs([tmp_path])
     names = {file.name for file in run.folder.iterdir()}
     assert {"config.yaml", "towers.yaml", "record.json", "description.json", "summary.json"} <= names
@@ -85,7 +91,11 @@ def test_a_run_can_be_repeated_from_its_folder(
     if logger == "WandbLogger":
         [artifact] = artifacts
         assert set(artifact.manifest.entries) == {"config.yaml", "record.json", "towers.yaml", "description.json"}
-        wandb.finish()
+        # Kept here alone, for `wandb sync` to find.
+        assert all(Path(entry.local_path).parent == run.folder for entry in artifact.manifest.entries.values())
+        # What tells runs apart that have the same model.
+        config = known[0][0]
+        assert {"seed_everything", "data", "trainer"} <= set(config) and config["seed_everything"] == 1
     before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
     with pytest.raises(SystemExit, match="2"):
         fit(tmp_path, logger, "--trainer.logger.version=7")

@@ -132,6 +132,10 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         ([*QUICK, "--model.dense_optimizer.lr", "-1"], ["model.dense_optimizer: Invalid learning rate: -1.0; mend"]),
         ([*QUICK, "--model.dense_optimizer", "LBFGS"], ["dense_optimizer=LBFGS: it runs backward", "torch.optim.Adam"]),
         (
+            ["--config", "configs/towers.yaml", "--data.num_train", "2000000", "--trainer.fast_dev_run", "true"],
+            ["lr_scheduler=OneCycleLR total_steps=733: training takes 977 steps; give total_steps=977"],
+        ),
+        (
             [*QUICK, "--model.lr_scheduler", "OneCycleLR", "--model.lr_scheduler.max_lr", "1"],
             ["model.lr_scheduler: You must define either total_steps", "mend its options"],
         ),

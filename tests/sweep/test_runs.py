@@ -249,7 +249,8 @@ def test_trials_run_beside_each_other(write_sweep: Write, run: Callable) -> None
         environment = json.loads((trial.folder / "environment.json").read_text())
         assert environment["OMP_NUM_THREADS"] == "3"
         assert environment["WANDB_MODE"] == "offline" and environment["WANDB_DIR"] == str(trial.folder)
-        assert environment["WANDB_RUN_GROUP"] == "sweep"
+        assert environment["WANDB_RUN_GROUP"] == "sweep" and environment["WANDB_NAME"] == trial.id
+        assert environment["WANDB_PROJECT"] == "dmt"
     assert max(begin for begin, _ in spans) < min(end for _, end in spans)
 
 

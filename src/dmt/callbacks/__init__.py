@@ -2,6 +2,7 @@
 
 from dmt.callbacks.affinity_probe import AffinityProbe
 from dmt.callbacks.interaction_probe import InteractionProbe
+from dmt.callbacks.plain_progress import PlainProgress
 from dmt.callbacks.predictions import PredictionFile
 from dmt.callbacks.run_record import RunRecord, logger_folder, run_folder
 from dmt.callbacks.throughput import Throughput
@@ -11,6 +12,7 @@ from dmt.callbacks.wire_traffic import WireTraffic
 __all__ = [
     "AffinityProbe",
     "InteractionProbe",
+    "PlainProgress",
     "PredictionFile",
     "RunRecord",
     "Throughput",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
@@ -104,7 +105,14 @@ class RunRecord(Callback):
             (folder / DESCRIPTION_FILE).write_text(json.dumps(self.description, indent=2) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
+                _log_configuration(logger, folder)
                 _log_artifact(logger, folder)
+
+
+def _log_configuration(logger: WandbLogger, folder: Path) -> None:
+    """All of it: Lightning logs the model's options alone, by which runs that differ in data or seed look the same."""
+    if (folder / CONFIG_FILE).is_file():
+        logger.experiment.config.update(yaml.safe_load((folder / CONFIG_FILE).read_text()), allow_val_change=True)
 
 
 def _log_artifact(logger: WandbLogger, folder: Path) -> None:
@@ -113,7 +121,8 @@ def _log_artifact(logger: WandbLogger, folder: Path) -> None:
     artifact = wandb.Artifact(f"towers-{logger.experiment.id}", type="model-description")
     for name in (CONFIG_FILE, RECORD_FILE, PLAN_FILE, DESCRIPTION_FILE):
         if (folder / name).is_file():
-            artifact.add_file(str(folder / name))
+            # Read from here when it is sent: W&B would keep a copy of each in the user's home.
+            artifact.add_file(str(folder / name), policy="immutable")
     logger.experiment.log_artifact(artifact)
 
 

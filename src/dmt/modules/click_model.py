@@ -3,7 +3,6 @@
 It never knows how the model is sharded; a Strategy replaces the tower stage after ``configure_model``.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchrec.datasets.utils import Batch
 
@@ -25,7 +24,7 @@ from dmt.errors import UserInputError, check_positive
 from dmt.modules.dlrm import DLRM
 from dmt.modules.embeddings import EmbeddingOptimizer
 from dmt.modules.failures import made_by
-from dmt.modules.limits import check_compiler, check_optimizer, check_trainer
+from dmt.modules.limits import check_compiler, check_optimizer, check_schedule, check_trainer
 from dmt.modules.loading import check_resumable, check_tensors
 from dmt.modules.metrics import click_metrics
 from dmt.modules.optimizers import match_by_name
@@ -265,13 +264,7 @@ class ClickModel(L.LightningModule):
         Raises:
             UserInputError: it is shorter.
         """
-        scheduler, steps = self.lr_schedulers(), self.trainer.estimated_stepping_batches  # infinite where it is unknown
-        if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps < math.inf:
-            raise UserInputError(
-                f"lr_scheduler=OneCycleLR total_steps={scheduler.total_steps}: training takes {steps} steps; give "
-                f"total_steps={steps}",
-                on_every_rank=True,
-            )
+        check_schedule(self.lr_schedulers(), self.trainer.estimated_stepping_batches)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let the embedding rows' learning rate follow the dense layers' schedule, and log both."""

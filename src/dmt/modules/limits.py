@@ -1,11 +1,13 @@
 """What training cannot do, whatever the strategy: with embedding updates inside backward, and on this machine."""
 
+import math
 import os
 import shutil
 
 import lightning.pytorch as pl
 import torch
 from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from dmt.errors import UserInputError
 
@@ -51,6 +53,24 @@ def check_optimizer(optimizer: Optimizer) -> None:
         raise UserInputError(
             f"dense_optimizer={type(optimizer).__name__}: it runs backward many times a step, and embedding rows are "
             "updated in each; choose another, such as torch.optim.Adam",
+            on_every_rank=True,
+        )
+
+
+def check_schedule(scheduler: object, steps: float) -> None:
+    """Refuse a schedule that ends before training does, after which it would fail.
+
+    Args:
+        scheduler: of the dense optimiser's rate.
+        steps: of training, infinite where their number is not known.
+
+    Raises:
+        UserInputError: it ends before.
+    """
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps < math.inf:
+        raise UserInputError(
+            f"lr_scheduler=OneCycleLR total_steps={scheduler.total_steps}: training takes {steps} steps; give "
+            f"total_steps={steps}",
             on_every_rank=True,
         )
 

@@ -137,9 +137,9 @@ class Runner:
             "WANDB_MODE": os.environ.get("WANDB_MODE", "offline"),
             "WANDB_DIR": str(trial.folder),
             "WANDB_RUN_GROUP": self._spec.name,
+            "WANDB_NAME": trial.id,
+            "WANDB_PROJECT": str(self._spec.config.get("project") or os.environ.get("WANDB_PROJECT") or "dmt"),
         }
-        if "project" in self._spec.config:
-            variables["WANDB_PROJECT"] = str(self._spec.config["project"])
         if self._threads is not None:
             variables |= dict.fromkeys(["OMP_NUM_THREADS", "POLARS_MAX_THREADS"], str(self._threads))
         return variables
