@@ -15,7 +15,7 @@ from tests.commands.runs import write_run, write_trial
 def test_seeds_of_runs_asked_for_are_a_point(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / f"run{seed}", 0.7 + seed / 100, seed=seed) for seed in (1, 2, 3)]
     [point] = group(find_runs(folders))
-    assert point.label == "run1" and point.values("test/auroc") == pytest.approx([0.71, 0.72, 0.73])
+    assert point.label == "run1 and 2 more" and point.values("test/auroc") == pytest.approx([0.71, 0.72, 0.73])
 
 
 def test_a_plan_file_that_has_changed_is_another_point(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any
 
 from dmt.errors import UserInputError, nearest
@@ -34,6 +35,7 @@ examples:
   dmt describe --config configs/quickstart.yaml --json
   dmt sweep configs/sweeps/tower_count.yaml --workers 2
   dmt VERB --help
+  dmt --version
 """
 
 _PREPROCESS = """\
@@ -57,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_OVERVIEW, end="")
+        return
+    if arguments[0] == "--version":
+        print(f"dmt {metadata.version('dmt')}")
         return
     if "" not in sys.path:
         # The user's own modules in the current folder, as `python -m` finds them, but last: a random.py there must not

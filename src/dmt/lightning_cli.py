@@ -193,6 +193,7 @@ class DmtCLI(LightningCLI):
                 checkpoint=best,
             )
             summary.save(run_dir)
+            print(f"the run is in {run_dir}")
 
     def description(self) -> dict[str, Any]:
         """Counts of the configured model on the configured layout, from nothing but the data's schema.

@@ -335,7 +335,7 @@ def _labels(points: Sequence[Sequence[Run]]) -> list[str]:
     numbers = Counter(labels)
     for index, (label, [first, *others]) in enumerate(zip(labels, points, strict=True)):
         if not label or not (others or first.is_trial):
-            labels[index] = first.name
+            labels[index] = first.name + (f" and {len(others)} more" if others else "")
         elif numbers[label] > 1:  # files of one name in different folders, say
             labels[index] += f", {first.name}"
     return labels

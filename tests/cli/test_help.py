@@ -3,6 +3,7 @@ import pty
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -84,3 +85,8 @@ def test_a_terminal_is_told_while_a_verb_is_loaded(capfd: pytest.CaptureFixture[
     subprocess.run(command, check=True, timeout=120)
     printed = capfd.readouterr()
     assert "loading" not in printed.out + printed.err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"dmt {metadata.version('dmt')}\n"

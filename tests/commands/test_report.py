@@ -122,6 +122,18 @@ def test_the_baseline_has_a_curve(tmp_path: Path) -> None:
     assert len(best_points(points, metric="test/auroc", baseline=points[0])) == 8
 
 
+def test_single_runs_and_other_training_samples_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = []
+    for name, num_train in (("small", 10), ("large", 20)):
+        data = {"init_args": {"num_train": num_train}}
+        runs.append(str(write_run(tmp_path / name, 0.7, model={"num_towers": num_train}, data=data)))
+    main(["report", *runs, "--baseline", "small"])
+    assert capsys.readouterr().err.splitlines() == [
+        "The runs were not trained on the same samples: num_train is 10 or 20.",
+        "There is no p where a point or the baseline is one run alone.",
+    ]
+
+
 def test_a_report_is_written_as_page_and_as_markdown(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

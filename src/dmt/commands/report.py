@@ -32,6 +32,7 @@ from dmt.finished_run import SUMMARY_FILE
 from dmt.runs import Point, group, holm, least_p, p_text, p_value, read_runs
 from dmt.waiting import waiting
 
+_TRAINED_ON = ("num_train", "train_file", "min_count")  # options by which runs of one test have other training samples
 _DESCRIPTION = """\
 Compare finished runs of `dmt fit`, or the trials of a sweep that have finished so far. Runs that differ by their seed
 alone are one point, with median, deviation and number of runs; those whose metric is no finite number have diverged,
@@ -122,6 +123,10 @@ def _notes(points: Sequence[Point], baseline: Point | None, *, metric: str) -> l
         notes.append(f"{metric} is its last value in metrics.csv, for runs whose {SUMMARY_FILE} has none.")
     if resumed := [run.name for run in runs if run.resumed_from]:
         notes.append(f"These went on from a checkpoint, and count as the others do: {_some(resumed)}.")
+    for name in _TRAINED_ON:
+        values = sorted({str(run.summary.data.get("init_args", {}).get(name)) for run in runs})
+        if len(values) > 1:
+            notes.append(f"The runs were not trained on the same samples: {name} is {' or '.join(values)}.")
     codes = [run.code for run in runs if run.code]
     first_code = codes[0] if codes else {}
     if differing := [name for name in first_code if len({code.get(name) for code in codes}) > 1]:
@@ -132,6 +137,8 @@ def _notes(points: Sequence[Point], baseline: Point | None, *, metric: str) -> l
         reference = len(baseline.values(metric))
         counts = [len(point.values(metric)) for point in points if point is not baseline]
         least = [least_p(count, reference) for count in counts if min(count, reference) > 1]
+        if len(least) < len(counts):
+            notes.append("There is no p where a point or the baseline is one run alone.")
         if least and min(least) > _SIGNIFICANT:
             notes.append(f"With so few seeds no p can be below {p_text(min(least))}, however much points differ.")
     return notes
