@@ -3,9 +3,12 @@
 import argparse
 import difflib
 import errno
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+_MOST_COLUMNS = 118  # of prose, on terminals that are wider
 
 
 class UserInputError(ValueError):
@@ -30,6 +33,16 @@ def nearest(name: str, known: Sequence[str], *, otherwise: str) -> str:
     return f"did you mean {near[0]}?" if near else otherwise
 
 
+class _Paragraphs(argparse.RawDescriptionHelpFormatter):
+    """Prose as wide as the terminal; paragraphs with indented lines, which hold commands, as they are."""
+
+    # The hook by which argparse's own formatters differ; tests/cli/test_help.py guards it.
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        width = min(width, _MOST_COLUMNS)
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(part if "\n " in part else textwrap.fill(part, width) for part in paragraphs)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Command-line options whose errors are :class:`UserInputError`: one line, without the usage.
 
@@ -37,8 +50,7 @@ class OneLineParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *, prog: str, description: str) -> None:
-        layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=prog, description=description, formatter_class=layout, allow_abbrev=False)
+        super().__init__(prog=prog, description=description, formatter_class=_Paragraphs, allow_abbrev=False)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # Before argparse, which tells first of what is missing, and that may be what the wrong name was meant for.

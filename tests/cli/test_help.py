@@ -90,3 +90,14 @@ def test_a_terminal_is_told_while_a_verb_is_loaded(capfd: pytest.CaptureFixture[
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
     assert capsys.readouterr().out == f"dmt {metadata.version('dmt')}\n"
+
+
+@pytest.mark.parametrize("verb", ["sweep", "report", "partition", "explain", "preprocess criteo", "preprocess tabular"])
+def test_prose_is_as_wide_as_the_terminal(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for columns in (60, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        prose = [line for line in help_of([*verb.split(), "--help"], capsys).splitlines() if line[:1].isupper()]
+        assert max(map(len, prose)) <= min(columns, 118)
+        assert columns < 200 or max(map(len, prose)) > 60  # it is no narrower than need be
