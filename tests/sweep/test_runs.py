@@ -75,7 +75,7 @@ def test_failures_are_told_skipped_and_run_again_on_demand(
     assert exit_info.value.code == 1
     told = capsys.readouterr().out
     assert "| something is wrong" in told and "exit code 3" in told
-    assert "2 trials: 1 failed, 1 finished" in told
+    assert "2 trials: 1 failed, 1 finished" in told and "--retry_failed runs them again" in told
     assert [(row["x"], row["state"], row["reason"]) for row in results(tmp_path)] == [
         ("1", "failed", "exit code 3"),
         ("2", "finished", ""),
@@ -290,7 +290,7 @@ def test_a_target_ends_the_sweep_for_good(
 
 def test_a_metric_that_runs_do_not_have_ends_the_sweep(write_sweep: Write, run: Callable) -> None:
     with pytest.raises(UserInputError, match=r"metric\.name=auroc: trial \w+ finished without it; .* test/score"):
-        run(write_sweep(metric={"name": "auroc"}))
+        run(write_sweep(metric={"name": "auroc", "goal": "maximize"}))
     assert len(run(write_sweep()).trials) == 3
 
 

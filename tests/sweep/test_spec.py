@@ -23,6 +23,8 @@ SHIPPED = sorted(ROOT.glob("configs/sweeps/*.yaml"))
         ({"method": "absent"}, ["method=None", "choose grid"]),
         ({"metric": {"name": "a", "goal": "maximise"}}, ["metric.goal=maximise", "did you mean maximize?"]),
         ({"metric": {"goal": "maximize"}}, ["metric=", "give it a name"]),
+        ({"metric": {"name": "test/auroc"}}, ["metric.goal is not given", "minimise test/auroc; write goal: maximize"]),
+        ({"metrics": {"name": "a"}}, ["metrics is work for W&B's servers", "or write metric"]),
         ({"metric": "absent", "method": "bayes"}, ["method=bayes needs a metric"]),
         ({"run_cap": 0}, ["run_cap=0: give a whole number, at least 1"]),
         (

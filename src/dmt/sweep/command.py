@@ -86,6 +86,8 @@ def _print_outcome(outcome: SweepOutcome) -> None:
     states = [trial.state for trial in outcome.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"{len(states)} trials: {counts}; results in {outcome.output / 'results.csv'}")
+    if "failed" in states:
+        print("the log.txt of each that failed tells why; --retry_failed runs them again")
     best = outcome.best
     if best is not None and best.result is not None:
         told = " ".join(f"{name}={text(value)}" for name, value in flatten(best.parameters).items())

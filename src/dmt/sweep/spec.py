@@ -138,7 +138,8 @@ def _choose(value: object, known: Sequence[str]) -> str:
 def _check_keys(config: Mapping[str, Any]) -> None:
     for key in config:
         if key in _SERVER_KEYS:
-            raise UserInputError(f"{key} is work for W&B's servers; remove it, and say in command what to run")
+            other = ", or write metric, with a name and a goal" if key == "metrics" else ""
+            raise UserInputError(f"{key} is work for W&B's servers; remove it, and say in command what to run{other}")
         if key not in _KEYS:
             raise UserInputError(f"{key!r} is no key of a sweep; {_choose(key, _KEYS)}")
 
@@ -159,6 +160,8 @@ def _check_metric(config: Mapping[str, Any]) -> None:
     if not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
         raise UserInputError(f"metric={metric}: give it a name and a goal")
     _check_names("metric", metric, _METRIC_KEYS)
+    if "goal" not in metric and metric["name"].endswith("auroc"):
+        raise UserInputError(f"metric.goal is not given, and W&B would minimise {metric['name']}; write goal: maximize")
     if metric.get("goal", "minimize") not in _GOALS:
         raise UserInputError(f"metric.goal={metric['goal']}: {_choose(metric['goal'], _GOALS)}")
 
