@@ -23,11 +23,13 @@ _PLACES = (
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
     "data.init_args.cache_dir",
 )
+TRAINING_SAMPLES = ("num_train", "train_file", "min_count")
+"""Options of the data by which runs that are tested on the same have other samples to train on."""
 # What becomes of samples, and which there are to train on; not what a model is tested on. A log's seed is no such thing
 # where the log is drawn by it; where it is read, it is that of the training samples' order.
 _OF_TRAINING = (
-    *("global_batch_size", "num_workers", "cache_dir", "categorical", "numeric", "weights", "min_count"),
-    *("num_train", "train_file"),
+    *("global_batch_size", "num_workers", "cache_dir", "categorical", "numeric", "weights"),
+    *TRAINING_SAMPLES,
 )
 _DESCRIBED = ("towers", "plan_method", "compression_ratio", "mflops_per_sample", "layout", "bytes_per_iteration")
 

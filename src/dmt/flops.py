@@ -17,7 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dmt.errors import UserInputError
 from dmt.modules import DotInteraction, TopArch, TowerStage
-from dmt.modules.failures import check_apart, check_registered, check_trained, named
+from dmt.modules.failures import check_apart, check_registered, check_trained, named, without_gradient
 from dmt.modules.stage import Pending, Ready, Stage, run_towers
 from dmt.modules.top_arch import check_logits
 from dmt.modules.towers import plain_tower
@@ -78,13 +78,11 @@ def check_for_ranks(top: TopArch, schema: FeatureSchema) -> None:
 
 def _check_all_used(top: TopArch) -> None:
     """Check that counting has left all weights a gradient: ranks average them, and would miss one."""
-    unused = [name for name, parameter in top.named_parameters() if parameter.requires_grad and parameter.grad is None]
-    if unused:
-        name = unused[0].replace("stage.stage.", "stage.")  # the counted stage holds the real one
-        others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+    if unused := without_gradient(top.named_parameters()):
+        unused = unused.replace("stage.stage.", "stage.")  # the counted stage holds the real one
         raise UserInputError(
-            f"top {type(top).__name__}: no logit depends on its {name}{others}, and ranks average the gradients of all "
-            "dense layers in every step; freeze it by requires_grad_(False), leave it out of the model, or use one rank"
+            f"top {type(top).__name__}: no logit depends on its {unused}, and ranks average the gradients of all dense "
+            "layers in every step; freeze it by requires_grad_(False), leave it out of the model, or use one rank"
         )
 
 

@@ -50,9 +50,7 @@ class PlainProgress(ProgressBar):
         if self._is_enabled and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             print(", ".join([f"{_epoch(trainer)} validated", *_values(trainer, "val/")]), flush=True)
 
-    @override
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._began = self._told = time.monotonic()
+    on_test_epoch_start = on_predict_epoch_start = on_train_epoch_start
 
     @override
     def on_test_batch_end(
@@ -66,10 +64,6 @@ class PlainProgress(ProgressBar):
     ) -> None:
         if self._is_due():
             self._tell("test, batch", batch_idx + 1, trainer.num_test_batches[dataloader_idx])
-
-    @override
-    def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._began = self._told = time.monotonic()
 
     @override
     def on_predict_batch_end(

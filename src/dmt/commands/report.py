@@ -28,11 +28,10 @@ from dmt.commands.report_pictures import (
     pareto_front,
 )
 from dmt.errors import OneLineParser, UserInputError, nearest
-from dmt.finished_run import SUMMARY_FILE
+from dmt.finished_run import SUMMARY_FILE, TRAINING_SAMPLES
 from dmt.runs import Point, group, holm, least_p, p_text, p_value, read_runs
 from dmt.waiting import waiting
 
-_TRAINED_ON = ("num_train", "train_file", "min_count")  # options by which runs of one test have other training samples
 _DESCRIPTION = """\
 Compare finished runs of `dmt fit`, or the trials of a sweep that have finished so far. Runs that differ by their seed
 alone are one point, with median, deviation and number of runs; those whose metric is no finite number have diverged,
@@ -123,7 +122,7 @@ def _notes(points: Sequence[Point], baseline: Point | None, *, metric: str) -> l
         notes.append(f"{metric} is its last value in metrics.csv, for runs whose {SUMMARY_FILE} has none.")
     if resumed := [run.name for run in runs if run.resumed_from]:
         notes.append(f"These went on from a checkpoint, and count as the others do: {_some(resumed)}.")
-    for name in _TRAINED_ON:
+    for name in TRAINING_SAMPLES:
         values = sorted({str(run.summary.data.get("init_args", {}).get(name)) for run in runs})
         if len(values) > 1:
             notes.append(f"The runs were not trained on the same samples: {name} is {' or '.join(values)}.")

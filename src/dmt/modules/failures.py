@@ -73,6 +73,12 @@ def check_trained(kind: str, module: nn.Module, output: Tensor) -> None:
         )
 
 
+def without_gradient(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
+    """Which trained parameters no backward has reached: the first one's name and how many more; "" if there is none."""
+    names = [name for name, parameter in parameters if parameter.requires_grad and parameter.grad is None]
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+
+
 def check_registered(kind: str, module: nn.Module, output: Tensor, inputs: Iterable[Tensor]) -> None:
     """Check that an output is made of no weights but those that torch knows as the module's.
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 
 from dmt.errors import UserInputError
+from dmt.modules.failures import without_gradient
 
 
 def after_gradients(loss: Tensor, call: Callable[[], None]) -> None:
@@ -49,11 +50,9 @@ class DenseLayers:
         Raises:
             UserInputError: one is not.
         """
-        unused = [name for name, p in self._parameters.items() if p.requires_grad and p.grad is None]
-        if unused:
-            others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        if unused := without_gradient(self._parameters.items()):
             raise UserInputError(
-                f"{unused[0]}{others}: trained, but this step's loss does not depend on it, and ranks average the "
+                f"{unused}: trained, but this step's loss does not depend on it, and ranks average the "
                 "gradients of all dense layers in every step; freeze it by requires_grad_(False), or leave it out of "
                 "the model"
             )
